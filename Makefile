@@ -1,0 +1,51 @@
+# Each target makes .venv and installs what it needs by itself. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= 1
+export DO_NOT_TRACK = true
+export RAY_USAGE_STATS_ENABLED = 0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## Make .venv with every dependency pinned
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## The whole loop on the embedded world, about ten minutes on two cores; report in runs/demo
+	$(BIN)/atelier demo
+
+test: $(INSTALLED)  ## Every test, fast ones first
+	$(BIN)/python -m pytest tests -q
+
+test-fast: $(INSTALLED)  ## Unit tests only
+	$(BIN)/python -m pytest tests -q -m "not integration and not slow"
+
+lint: $(INSTALLED)  ## ruff, mypy and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## Sort imports and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(INSTALLED)  ## Write constraints.txt from what .venv holds now
+	{ echo '# Every dependency of a fresh install, pinned. Made by `make constraints`; pyproject.toml names what is used directly.'; \
+	  $(BIN)/pip freeze --all --exclude-editable | sed 's/+cpu$$//' | grep -viE '^(atelier|pip)\b'; } > constraints.txt
+
+clean:  ## Remove runs and caches, keep .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+
+.PHONY: help install demo test test-fast lint format constraints clean

@@ -1,0 +1,94 @@
+"""Ray, started with explicit resources or joined; nothing phones home."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from components.contracts.errors import RuntimeUnavailable
+from components.contracts.recipe import Run
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "WANDB_MODE": "disabled",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": "cpu",
+}
+
+
+def quiet_environment() -> dict[str, str]:
+    """Settings that stop every dependency from sending anything and choose the CPU for DeepSpeed without a GPU."""
+    env = dict(QUIET)
+    if os.path.exists("/dev/nvidiactl"):
+        del env["DS_ACCELERATOR"]
+    return env
+
+
+def apply_quiet_environment() -> None:
+    """Put :func:`quiet_environment` into this process; values that the user has set win."""
+    for key, value in quiet_environment().items():
+        os.environ.setdefault(key, value)
+
+
+@contextlib.contextmanager
+def ray_session(run: Run) -> Iterator[None]:
+    """A Ray session for the block: the one already joined, the cluster of ``run``, or a local one.
+
+    A local Ray is bounded by ``run.cpus`` and ``run.object_store_mb``, and its temporary folder goes with it.
+
+    Raises:
+        RuntimeUnavailable: Ray cannot be started or joined.
+    """
+    apply_quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = run.ray_address or os.environ.get("RAY_ADDRESS")  # set inside `ray job submit`
+    # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
+    folder = None if address else tempfile.mkdtemp(prefix="atl-")
+    threads = {"OMP_NUM_THREADS": str(run.threads_per_worker)}
+    try:
+        options: dict[str, object] = {"address": address} if address else {
+            "address": "local",
+            "num_cpus": run.cpus,
+            "object_store_memory": run.object_store_mb * 1_000_000,
+            "include_dashboard": False,
+            "_temp_dir": folder,
+        }
+        try:
+            ray.init(
+                **options,
+                log_to_driver=os.environ.get("ATELIER_DEBUG") == "1",
+                logging_level="ERROR",
+                runtime_env={"env_vars": {**quiet_environment(), **threads}},
+            )
+        except Exception as error:
+            raise RuntimeUnavailable(
+                f"Ray cannot be {'joined at ' + address if address else 'started'}: {str(error).splitlines()[0]}",
+                expected=f"a Ray cluster at {address}" if address else
+                f"{run.cpus} CPUs and {run.object_store_mb} MB of shared memory for a local Ray",
+                remedy="check `ray status` and --set run.ray_address=…" if address else
+                "lower run.cpus or run.object_store_mb, or free memory in /dev/shm",
+            ) from error
+        from ray.data import DataContext
+
+        DataContext.get_current().enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)

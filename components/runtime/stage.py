@@ -1,0 +1,125 @@
+"""A stage: from config and input artifacts to one output artifact, done at most once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.contracts.errors import RuntimeUnavailable
+from components.contracts.recipe import Recipe
+from components.runtime.cluster import ray_session
+from components.runtime.progress import say
+from components.runtime.storage import Artifact, Draft, Outcome, Store, full_store_explained
+
+
+@dataclass
+class Context:
+    """What every stage is given beside its inputs."""
+
+    recipe: Recipe
+    store: Store
+    home: Path  # folder of this recipe's run: store, registry, reports
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage label, of this process
+    _stack: contextlib.ExitStack | None = None  # holds Ray, between `with ctx:` and its end
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Context:
+        """The context of a recipe: ``{run.root}/{name}`` and the store in it."""
+        home = Path(recipe.run.root).absolute() / recipe.name
+        return cls(recipe, Store(recipe.run.store or str(home / "store")), home)
+
+    def __enter__(self) -> Context:
+        self._stack = contextlib.ExitStack()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stack, self._stack = self._stack, None
+        if stack:
+            stack.close()
+
+    def start_ray(self) -> None:
+        """Start or join Ray once, for as long as the ``with`` block of this context lasts; else nothing.
+
+        Called when there is work: a run whose stages are all done never starts Ray.
+        """
+        if self._stack is not None and "ray" not in self.seconds:
+            with self.timed("ray"):
+                self._stack.enter_context(ray_session(self.recipe.run))
+
+    @property
+    def registry_uri(self) -> str:
+        """MLflow URI of tracking and registry."""
+        return self.recipe.run.registry or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @contextlib.contextmanager
+    def timed(self, label: str) -> Iterator[None]:
+        """Add the wall time of the block, in seconds, to ``seconds[label]``."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[label] = self.seconds.get(label, 0.0) + time.monotonic() - started
+
+
+def run_stage(
+    ctx: Context,
+    kind: str,
+    inputs: Mapping[str, Artifact],
+    config: Mapping[str, Any],
+    build: Callable[[Draft], Outcome],
+    label: str | None = None,
+) -> Artifact:
+    """The artifact of ``kind`` for these inputs and this config; ``build`` fills it when it is not there yet.
+
+    Idempotent: a finished artifact is verified and returned. A killed run left its folder without a manifest:
+    ``build`` is called on it again and may continue from ``draft.state``.
+
+    Raises:
+        ArtifactError: an input or the finished artifact is damaged.
+        StoreFullError: no room is left.
+        RuntimeUnavailable: another process is making the same artifact.
+    """
+    label = label or kind
+    draft = ctx.store.draft(kind, inputs, config)
+    if done := ctx.store.find(kind, draft.identity):
+        done.verify()
+        say(f"{label}: already done ({done.short})")
+        return done
+    for artifact in inputs.values():
+        artifact.verify()
+    ctx.start_ray()
+    say(f"{label}: started")
+    started = time.monotonic()
+    with _lock(ctx.home, draft), ctx.timed(label), full_store_explained(draft.url):
+        outcome = build(draft)
+        outcome.circumstance.setdefault("seconds", round(time.monotonic() - started, 2))
+        artifact = draft.commit(outcome)
+    counts = ", ".join(f"{v} {k}" for k, v in artifact.manifest.counts.items())
+    say(f"{label}: done in {time.monotonic() - started:.1f} s ({artifact.short}{', ' + counts if counts else ''})")
+    return artifact
+
+
+@contextlib.contextmanager
+def _lock(home: Path, draft: Draft) -> Iterator[None]:
+    """Only one process on this machine fills a draft; the lock dies with its process."""
+    from filelock import FileLock, Timeout
+
+    folder = home / "locks"
+    with full_store_explained(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{draft.kind}-{draft.identity[:16]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeUnavailable(
+            f"Another process is already making this {draft.kind}",
+            remedy="wait for it to end, then run the same command again",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
