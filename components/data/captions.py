@@ -24,8 +24,9 @@ _NUMBER = {"two": 2, "three": 3, "four": 4}
 _WORD_FOR = {n: word for word, n in _NUMBER.items()}
 _INVERSE: dict[str, str] = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 _SPELLINGS = {
-    "gray": "grey", "center": "centre", "middle": "centre", "big": "large", "little": "small", "tiny": "small",
-    "upper": "top", "lower": "bottom", "image": "picture", "photo": "picture", "backdrop": "background",
+    "gray": "grey", "center": "centre", "middle": "centre", "big": "large", "little": "small",
+    "tiny": "small", "upper": "top", "lower": "bottom", "image": "picture", "photo": "picture",
+    "backdrop": "background",
     "2": "two", "3": "three", "4": "four", "color": "colour", "under": "below", "underneath": "below",
     "object": "shape", "objects": "shapes",
 }  # fmt: skip
@@ -38,9 +39,12 @@ _BACKGROUND = re.compile(
     rf"|\b(?:on|against) ({_BACK})\b(?! (?:{'|'.join(_NOUN)})\b)"
 )
 _PLACE = re.compile(
-    rf"(?:(?:at|in|on|near|to) )?{_ARTICLES}\b({'|'.join(p for p in PLACES if ' ' in p)}|centre)\b(?: (?:corner|part))?(?: of the picture| of)?"
+    rf"(?:(?:at|in|on|near|to) )?{_ARTICLES}\b({'|'.join(PLACES)})\b"
+    r"(?: (?:corner|part))?(?: of the picture| of)?"
 )
-_RELATION = re.compile(r"(?:(?:is|placed|and) )?(?:to the |on the |at the )?\b(above|below|left of|right of)\b")
+_RELATION = re.compile(
+    r"(?:(?:is|placed|and) )?(?:to the |on the |at the )?\b(above|below|left of|right of)\b"
+)
 _ITEM = re.compile(
     rf"^{_ARTICLES}(?P<count>{'|'.join(_NUMBER)})?\s*"
     rf"(?P<size>{'|'.join(SIZES)})?\s*(?P<colour>{'|'.join(COLOURS)})?\s*"
@@ -81,7 +85,9 @@ def phrasings(scene: Scene) -> list[str]:
         ])  # fmt: skip
     place = scene.items[0].place
     if place is None:
-        return _distinct([f"{thing}{on}", f"{framed} with {thing}", f"{_bare(thing)}{comma}", f"{opening}{thing}"])
+        return _distinct([
+            f"{thing}{on}", f"{framed} with {thing}", f"{_bare(thing)}{comma}", f"{opening}{thing}"
+        ])  # fmt: skip
     corner = "" if place == "centre" else " corner"
     at = "in" if place == "centre" else "at"
     return _distinct([
@@ -105,13 +111,14 @@ def parse(prompt: str) -> Scene:
     relations, text = _take(_RELATION, text)
     if max(len(backgrounds), len(places), len(relations)) > 1:
         raise _foreign(prompt, "a background, a place and a relation at most once")
-    parts = [p for p in (_tidy(part) for part in text.split("|")) if p] if relations else [_tidy(text.replace("|", " "))]
+    parts = [_tidy(part) for part in text.split("|")]
     items, counts = [], []
     for part in parts:
         match = _ITEM.match(part)
         if match is None:
             raise _foreign(prompt, f"words of the world instead of {part!r}" if part else "a shape")
-        items.append(Item(_NOUN.get(match["noun"]), match["colour"], match["size"], places[0] if places else None))
+        place = places[0] if places else None
+        items.append(Item(_NOUN.get(match["noun"]), match["colour"], match["size"], place))
         if (match["count"] is not None) != (match["noun"] not in SHAPES and match["noun"] != "shape"):
             raise _foreign(prompt, "a plural with two, three or four, and only with these")
         counts += [_NUMBER[match["count"]]] if match["count"] else []

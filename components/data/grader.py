@@ -8,7 +8,7 @@ centroid say it must lie. Mass and centroid do not change under blur, so neither
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import permutations
 from typing import Any
@@ -67,10 +67,7 @@ def compare(sight: Sight, scene: Scene) -> Grade:
     seen = {
         "background": sight.background,
         "count": len(sight.objects),
-        "objects": [
-            {"shape": o.shape, "colour": o.colour, "size": o.size, "place": o.place, "overlap": round(o.overlap, 3)}
-            for o in sight.objects
-        ],
+        "objects": [asdict(thing) for thing in sight.objects],
     }
     return Grade(not wrong, verdicts, seen, reason)
 
@@ -99,7 +96,7 @@ def _pair(objects: tuple[Seen, ...], scene: Scene) -> dict[str, bool]:
         verdicts = _said(scene.items[0], (one,) if one else (), "first ")
         verdicts |= _said(scene.items[1], (other,) if other else (), "second ")
         if scene.relation is not None:
-            verdicts["relation"] = one is not None and other is not None and _relation(one, other) == scene.relation
+            verdicts["relation"] = bool(one and other and _relation(one, other) == scene.relation)
         if best is None or sum(verdicts.values()) > sum(best.values()):
             best = verdicts
     return best or {}

@@ -15,8 +15,8 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "hea
 #: RGB, 0..255. Far from each other and from the backgrounds, also after chroma subsampling.
 COLOURS: dict[str, Rgb] = {
     "red": (216, 22, 36),
-    "orange": (254, 146, 20),
-    "yellow": (250, 226, 40),
+    "orange": (252, 142, 20),
+    "yellow": (246, 214, 16),
     "green": (12, 134, 46),
     "cyan": (50, 218, 238),
     "blue": (36, 76, 226),
@@ -25,7 +25,7 @@ COLOURS: dict[str, Rgb] = {
 }
 SIZES: tuple[str, ...] = ("small", "large")
 PLACES: tuple[str, ...] = ("centre", "top left", "top right", "bottom left", "bottom right")
-BACKGROUNDS: dict[str, Rgb] = {"white": (240, 240, 240), "black": (15, 15, 15), "grey": (128, 128, 128)}
+BACKGROUNDS: dict[str, Rgb] = {"white": (237, 237, 237), "black": (18, 18, 18), "grey": (128, 128, 128)}
 KINDS: tuple[Kind, ...] = ("single", "pair", "count")
 RELATIONS: tuple[Relation, ...] = ("above", "below", "left of", "right of")
 COUNTS: tuple[int, ...] = (2, 3, 4)

@@ -20,7 +20,7 @@ _COLOUR_NAMES = tuple(COLOURS)
 _GREYS = np.asarray([c[0] for c in BACKGROUNDS.values()], dtype=np.float32)
 _BACKGROUND_NAMES = tuple(BACKGROUNDS)
 
-_LARGEST_SIDE = 96  # pixels; bigger pictures are reduced first, nothing graded is smaller than a pixel of that
+_LARGEST_SIDE = 96  # pixels; bigger pictures are reduced first
 _COLOURFUL = 46.0  # chroma (max - min of RGB) that no background reaches, even with noise
 _BACKGROUND_REACH = 42.0  # grey levels between a background and its name
 _COLOUR_REACH = 72.0  # RGB distance between an object's colour and its name
@@ -37,8 +37,9 @@ _BLURS = (0.45, 0.95)  # pixels: an antialiased edge and a soft one
 _AXIS = (((np.arange(_GRID, dtype=np.float32) + 0.5) / _GRID) * 2 - 1) * _REACH
 #: RGB to luma and two colour differences; JPEG keeps luma sharp and halves the others' resolution, so luma
 #: counts more when a pixel's share is found.
-_LUMA = np.float32([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
-_SHARPNESS = _LUMA.T @ np.diag(np.float32([9, 1, 1])) @ _LUMA
+_LUMA = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], dtype=np.float32)
+_SHARPNESS = _LUMA.T @ np.diag(np.array([9, 1, 1], dtype=np.float32)) @ _LUMA
+_STIFFNESS = np.array([1e-3, 3, 3, 3, 3, 3, 3, 3, 3], dtype=np.float32)  # ridge of the background's fit
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _BLOCK = np.ones((3, 3), dtype=bool)
 
@@ -101,6 +102,8 @@ def look(image: npt.NDArray[np.uint8] | Image.Image) -> Sight:
             if seen is not None:
                 objects.append((float(areas[label]), seen))
     objects.sort(key=lambda pair: -pair[0])
+    # a small blot with neither a shape nor a colour is a trace of compression beside an object
+    objects = [(area, o) for area, o in objects if o.shape or o.colour or area > objects[0][0] / 3]
     return Sight(name, tuple(seen for _, seen in objects[:16]))
 
 
@@ -108,7 +111,8 @@ def _pixels(image: npt.NDArray[np.uint8] | Image.Image) -> F32:
     if not isinstance(image, Image.Image):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
-                f"grader: expected uint8 pixels of shape (height, width, 3), found {image.dtype} of {image.shape}"
+                "grader: expected uint8 pixels of shape (height, width, 3), "
+                f"found {image.dtype} of {image.shape}"
             )
         if max(image.shape[:2]) <= _LARGEST_SIDE:
             return image.astype(np.float32)
@@ -123,6 +127,8 @@ def _background(pixels: F32, chroma: F32) -> tuple[str | None, F32 | None]:
     """The background's name and a smooth grey fit of it (H x W x 1)."""
     height, width = chroma.shape
     dull = chroma < 36
+    if dull.mean() < 0.05:  # little background is left, and compression has tinted it
+        dull = chroma < 70
     if dull.mean() < 0.05:
         return None, None
     tone = pixels.mean(axis=2)
@@ -132,9 +138,11 @@ def _background(pixels: F32, chroma: F32) -> tuple[str | None, F32 | None]:
         return None, None
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    terms = np.stack(np.broadcast_arrays(np.float32(1), x, y, x * y)).reshape(4, -1)
+    one = np.float32(1)
+    terms = np.stack(np.broadcast_arrays(one, x, y, x * y, x * x, y * y, x * x * y, y * y * x, x * x * y * y))
+    terms = terms.reshape(len(terms), -1)
     known = terms[:, dull.ravel()]
-    square = known @ known.T + np.eye(4, dtype=np.float32) * np.float32([1e-3, 3, 3, 3])
+    square = known @ known.T + np.diag(_STIFFNESS)
     fit = np.linalg.solve(square, known @ (tone[dull] - level))
     ground = (fit @ terms).reshape(height, width, 1) + level
     nearest = int(np.argmin(np.abs(_GREYS - level)))
@@ -162,7 +170,7 @@ def _unmix(pixels: F32, chroma: F32, ground: F32) -> tuple[F32 | None, npt.NDArr
     level = float(ground.mean())
     found: list[F32] = []
     for index in np.argsort(-votes, kind="stable"):
-        if votes[index] < max(4, 0.07 * len(inside), 0.006 * height * width):
+        if votes[index] < max(4, 0.03 * len(inside), 0.004 * height * width):
             break
         own = inside[nearest == index]
         strength = own.max(axis=1) - own.min(axis=1)
@@ -191,9 +199,11 @@ def _unmix(pixels: F32, chroma: F32, ground: F32) -> tuple[F32 | None, npt.NDArr
 
 def _pure(colours: list[F32], level: float) -> list[F32]:
     """Without the colours that are only another one's edge over the background."""
-    kept = []
+    kept: list[F32] = []
+    names: set[int] = set()
     for i, colour in enumerate(colours):
-        mixed = False
+        name = _name(colour, level)[0]
+        mixed = name in names  # the same colour, thinned by an edge
         for j, other in enumerate(colours):
             if i != j:
                 way = other - level
@@ -202,6 +212,7 @@ def _pure(colours: list[F32], level: float) -> list[F32]:
                 mixed |= 0 <= share < 0.9 and rest < 36
         if not mixed:
             kept.append(colour)
+            names.add(name)
     return kept
 
 
@@ -248,8 +259,8 @@ def _object(mass: F32, colour: F32, level: float) -> Seen | None:
     for blur in _BLURS:
         for i, side in enumerate(sides):
             template = _template(i, round(float(blur / side) * 100))
-            shared = np.minimum(sampled[i], template).sum() / max(np.maximum(sampled[i], template).sum(), 1e-6)
-            overlaps[i] = max(overlaps[i], shared)
+            union = max(float(np.maximum(sampled[i], template).sum()), 1e-6)
+            overlaps[i] = max(overlaps[i], float(np.minimum(sampled[i], template).sum()) / union)
     best = int(overlaps.argmax())
     side = float(sides[best]) / float(np.sqrt(height * width))
     x, y = float(xs[best]) / width, float(ys[best]) / height
@@ -295,8 +306,8 @@ def _fine_masks() -> F32:
     masks = []
     for shape in SHAPES:
         mask = Image.new("L", (side, side), 0)
-        points = [((x / _REACH + 1) / 2 * side - 0.5, (y / _REACH + 1) / 2 * side - 0.5) for x, y in outline(shape)]
-        ImageDraw.Draw(mask).polygon(points, fill=255)
+        points = (np.asarray(outline(shape)) / _REACH + 1) / 2 * side - 0.5
+        ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in points], fill=255)
         masks.append(np.asarray(mask.reduce(scale), dtype=np.float32) / 255)
     return np.stack(masks)
 

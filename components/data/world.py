@@ -49,7 +49,7 @@ Array = npt.NDArray[np.float32]
 
 #: Range of an object's longest side. The gap between the two is what makes sizes readable after a blur.
 EXTENT: dict[str, tuple[float, float]] = {"small": (0.29, 0.325), "large": (0.45, 0.495)}
-#: Two large objects must fit beside each other with a gap, so scenes of several objects stay in the lower part.
+#: Several large objects must fit beside each other with a gap, so they are a little smaller.
 EXTENT_MANY: dict[str, tuple[float, float]] = {"small": (0.29, 0.325), "large": (0.405, 0.43)}
 #: Centres of the places; corners lie so that a large object keeps a margin.
 PLACE_CENTRE: dict[str, tuple[float, float]] = {
@@ -61,8 +61,7 @@ PLACE_CENTRE: dict[str, tuple[float, float]] = {
 }
 _JITTER = 0.03  # of a single object's centre
 _MARGIN = 0.015  # no object comes nearer to the border than this
-_TONE = 7.0  # grey levels: the background's whole tone moves by up to this much
-_SLOPE = 8.0  # grey levels at the border: a faint light falls from one side
+_LIGHT = 16.0  # grey levels: a faint light and shade lies over the background, up to this much
 _TINT = 9.0  # grey levels: an object's colour moves by up to this much in each channel
 
 
@@ -108,7 +107,8 @@ class WorldSpec:
 
     def contains(self, scene: Scene) -> bool:
         """True if every word that the scene says belongs to this world."""
-        said: list[tuple[object, tuple[str, ...]]] = [(scene.kind, self.kinds), (scene.background, self.backgrounds)]
+        said: list[tuple[object, tuple[str, ...]]] = [(scene.kind, self.kinds)]
+        said.append((scene.background, self.backgrounds))
         for item in scene.items:
             said += [(item.shape, self.shapes), (item.colour, self.colours),
                      (item.size, self.sizes), (item.place, self.places)]  # fmt: skip
@@ -200,7 +200,9 @@ def layout(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, f
         chosen = sorted(rng.permutation(4)[: int(scene.count or 0)].tolist())
         side = rng.uniform(*EXTENT_MANY[str(scene.items[0].size)])
         free = min(0.05, 0.225 - side / 2)  # a gap of a twentieth is left between them
-        spots = [(x + rng.uniform(-free, free), y + rng.uniform(-free, free), side) for x, y in (quarters[i] for i in chosen)]
+        spots = []
+        for x, y in (quarters[i] for i in chosen):
+            spots.append((x + rng.uniform(-free, free), y + rng.uniform(-free, free), side))
     return [(_inside(x, s), _inside(y, s), s) for x, y, s in spots]
 
 
@@ -221,20 +223,21 @@ def render(scene: Scene, size: int, seed: int, supersample: int = 4) -> Image.Im
     for item, (x, y, side) in zip(items, spots, strict=True):
         mask = Image.new("L", (big, big), 0)
         # PIL's pixel centres lie on whole numbers, ours on halves
-        points = [((x + px * side) * big - 0.5, (y + py * side) * big - 0.5) for px, py in outline(str(item.shape))]
+        corners = outline(str(item.shape))
+        points = [((x + px * side) * big - 0.5, (y + py * side) * big - 0.5) for px, py in corners]
         ImageDraw.Draw(mask).polygon(points, fill=255)
         cover = np.asarray(mask.reduce(supersample), dtype=np.float32)[..., None] / 255.0
-        colour = np.asarray(COLOURS[str(item.colour)], dtype=np.float32) + tints[item.colour].astype(np.float32)
+        colour = (np.asarray(COLOURS[str(item.colour)]) + tints[item.colour]).astype(np.float32)
         canvas += cover * (colour - canvas)
     return Image.fromarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8), "RGB")
 
 
 def _background(name: str, size: int, rng: np.random.Generator) -> Array:
-    base = float(BACKGROUNDS[name][0]) + rng.uniform(-_TONE, _TONE)
-    slope_x, slope_y, bow = rng.uniform(-_SLOPE, _SLOPE, 3)
-    t = ((np.arange(size, dtype=np.float32) + 0.5) / size) * 2 - 1
-    light = slope_x * t[None, :] + slope_y * t[:, None] + bow * (t[None, :] * t[:, None])
-    tone = np.clip(base + light / 1.6, 0, 255).astype(np.float32)
+    """A smooth grey field through 3 x 3 seeded points: flat to the eye, yet no two are alike."""
+    points = rng.uniform(-_LIGHT, _LIGHT, (3, 3))
+    t = ((np.arange(size) + 0.5) / size) * 2 - 1
+    basis = np.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2])  # parabolas through -1, 0 and 1
+    tone = np.clip(float(BACKGROUNDS[name][0]) + basis.T @ points @ basis, 0, 255).astype(np.float32)
     return np.repeat(tone[..., None], 3, axis=2)
 
 
@@ -253,4 +256,6 @@ def _complete(scene: Scene) -> None:
     if scene.kind == "count" and scene.count is None:
         unsaid.append("count")
     if unsaid:
-        raise ValueError(f"render: expected a whole scene, found no {', '.join(unsaid)}; sample_scene gives whole ones")
+        raise ValueError(
+            f"render: expected a whole scene, found no {', '.join(unsaid)}; sample_scene gives whole ones"
+        )

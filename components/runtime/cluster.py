@@ -62,13 +62,17 @@ def ray_session(run: Run) -> Iterator[None]:
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
     threads = {"OMP_NUM_THREADS": str(run.threads_per_worker)}
     try:
-        options: dict[str, object] = {"address": address} if address else {
-            "address": "local",
-            "num_cpus": run.cpus,
-            "object_store_memory": run.object_store_mb * 1_000_000,
-            "include_dashboard": False,
-            "_temp_dir": folder,
-        }
+        options: dict[str, object] = (
+            {"address": address}
+            if address
+            else {
+                "address": "local",
+                "num_cpus": run.cpus,
+                "object_store_memory": run.object_store_mb * 1_000_000,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+            }
+        )
         try:
             ray.init(
                 **options,
@@ -79,10 +83,12 @@ def ray_session(run: Run) -> Iterator[None]:
         except Exception as error:
             raise RuntimeUnavailable(
                 f"Ray cannot be {'joined at ' + address if address else 'started'}: {str(error).splitlines()[0]}",
-                expected=f"a Ray cluster at {address}" if address else
-                f"{run.cpus} CPUs and {run.object_store_mb} MB of shared memory for a local Ray",
-                remedy="check `ray status` and --set run.ray_address=…" if address else
-                "lower run.cpus or run.object_store_mb, or free memory in /dev/shm",
+                expected=f"a Ray cluster at {address}"
+                if address
+                else f"{run.cpus} CPUs and {run.object_store_mb} MB of shared memory for a local Ray",
+                remedy="check `ray status` and --set run.ray_address=…"
+                if address
+                else "lower run.cpus or run.object_store_mb, or free memory in /dev/shm",
             ) from error
         from ray.data import DataContext
 

@@ -27,9 +27,7 @@ class Progress:
         initial: work already done by an earlier run that is being resumed.
     """
 
-    def __init__(
-        self, what: str, total: int | None, unit: str = "it", initial: int = 0, every_s: float = 10.0
-    ) -> None:
+    def __init__(self, what: str, total: int | None, unit: str = "it", initial: int = 0, every_s: float = 10.0) -> None:
         from tqdm import tqdm
 
         self._bar: Any = None
@@ -59,5 +57,11 @@ class Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self._done - self._initial) / seconds
         of = f"/{self._total}" if self._total else ""
-        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate > 0 and self._done < self._total else ""
-        say(f"  {self._what}: {self._done}{of} {self._unit}, {rate:.1f} {self._unit}/s{left}{', ' + note if note else ''}")
+        left = (
+            f", {(self._total - self._done) / rate:.0f} s left"
+            if self._total and rate > 0 and self._done < self._total
+            else ""
+        )
+        say(
+            f"  {self._what}: {self._done}{of} {self._unit}, {rate:.1f} {self._unit}/s{left}{', ' + note if note else ''}"
+        )

@@ -14,6 +14,9 @@ from typing import Any
 from components.contracts.errors import RegistryError
 from components.runtime.cluster import apply_quiet_environment
 
+_TAG_CHARS = 5000  # MLflow's limit for a tag of a model version
+_URL_TAG = "artifact_url"
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -36,8 +39,12 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        text = (str(error) or type(error).__name__).splitlines()[0][:300]
+        down = "Max retries exceeded" in text or isinstance(error, RequestException)
         raise RegistryError(
-            f"The MLflow registry at {uri} did not do as asked: {str(error).splitlines()[0][:300]}",
+            f"The MLflow registry at {uri} cannot be reached"
+            if down
+            else f"The MLflow registry at {uri} did not do as asked: {text}",
             expected="a reachable MLflow tracking server or a writable SQLite file",
             remedy="start the server or correct run.registry, then run the same command again",
         ) from error
@@ -116,30 +123,54 @@ class Tracker:
             )
 
     @contextlib.contextmanager
-    def run(self, name: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
-        """A run that ends as FINISHED, or as FAILED when the block raises. ``parent`` nests it in the UI."""
+    def run(
+        self,
+        name: str,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        resume: str | None = None,
+    ) -> Iterator[Run]:
+        """A run that ends as FINISHED, or as FAILED when the block raises. ``parent`` nests it in the UI.
+
+        With ``resume`` (the id of a run, see :meth:`find_run`) that run is gone on with instead of a new one.
+        """
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         with _explained(self.uri):
-            info = self._client.create_run(self._experiment, run_name=name, tags=all_tags).info
+            run_id = resume or self._client.create_run(self._experiment, run_name=name, tags=all_tags).info.run_id
         status = "FAILED"
         try:
-            yield Run(self._client, self.uri, info.run_id)
+            yield Run(self._client, self.uri, run_id)
             status = "FINISHED"
         finally:
             with _explained(self.uri):
-                self._client.set_terminated(info.run_id, status)
+                self._client.set_terminated(run_id, status)
+
+    def find_run(self, tags: Mapping[str, str]) -> str | None:
+        """Id of the newest run of the experiment with all these tags, or None."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        with _explained(self.uri):
+            found = self._client.search_runs([self._experiment], filter_string=query, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def attach(self, run_id: str) -> Run:
         """An existing run, to log more to."""
         return Run(self._client, self.uri, run_id)
 
     def register(self, model: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
-        """Register ``source`` (URL of a model artifact) as the next version of ``model``."""
+        """Register ``source`` (URL of a model artifact) as the next version of ``model``.
+
+        A tracking server takes no local path outside of a run's own artifacts. There the source that MLflow
+        shows is the run, and the path is kept in a tag that :class:`ModelVersion` is read from.
+        """
+        shown = source
+        if not self.uri.startswith("sqlite") and ("://" not in source or source.startswith("file:")):
+            shown = f"runs:/{run_id}/release"
+        all_tags = {k: v[:_TAG_CHARS] for k, v in tags.items()} | {_URL_TAG: source}
         with _explained(self.uri):
             if not self._client.search_registered_models(filter_string=f"name='{model}'"):
                 self._client.create_registered_model(model)
             made = self._client.create_model_version(
-                model, source=source, run_id=run_id, tags=dict(tags), description=description
+                model, source=shown, run_id=run_id, tags=all_tags, description=description
             )
         return self.version(model, int(made.version))
 
@@ -176,14 +207,14 @@ class Tracker:
         """Set tags of a model version."""
         with _explained(self.uri):
             for key, value in tags.items():
-                self._client.set_model_version_tag(model, str(version), key, value[:5000])
+                self._client.set_model_version_tag(model, str(version), key, value[:_TAG_CHARS])
 
 
 def _version(found: Any) -> ModelVersion:
     return ModelVersion(
         name=found.name,
         version=int(found.version),
-        source=found.source,
+        source=found.tags.get(_URL_TAG, found.source),
         run_id=found.run_id or "",
         tags=dict(found.tags),
         aliases=tuple(found.aliases),

@@ -49,7 +49,12 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot be read.*demo"):
         load_recipe("nowhere")
     path = tmp_path / "x.yaml"
-    for text, message in (("a: [", "not valid YAML"), ("- 1", "holds list"), ("", "holds NoneType"), ("a: 1", "name")):
+    for text, message in (
+        ("a: [", "not valid YAML"),
+        ("- 1", "holds list"),
+        ("", "holds NoneType"),
+        ("a: 1", "name"),
+    ):
         path.write_text(text)
         with pytest.raises(RecipeError, match=message):
             load_recipe(str(path))

@@ -1,0 +1,83 @@
+"""Independent pieces of work on Ray Data: bounded, restartable, and with errors that users can read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from components.contracts.errors import AtelierError
+from components.contracts.recipe import Run
+
+
+def run_pieces(
+    pieces: list[dict[str, Any]],
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    run: Run,
+    at_once: int,
+    poll: Callable[[], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Call ``work`` on every piece in Ray Data tasks, one piece a task, and yield the results as they come.
+
+    Args:
+        pieces: descriptions of the work: plain JSON values.
+        work: runs in a worker process; must be importable there, and safe to run again when a worker dies.
+        run: circumstance; a task takes ``min(1, run.cpus / at_once)`` CPUs.
+        at_once: tasks in flight.
+        poll: called about twice a second in a thread of this process while work goes on, to show progress.
+
+    Raises:
+        AtelierError: as raised in a worker.
+    """
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy
+
+    def batch(table: pa.Table) -> pa.Table:
+        return pa.table({"json": [json.dumps(work(json.loads(text))) for text in table["json"].to_pylist()]})
+
+    if not pieces:
+        return
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and timings are not for users
+    tables = [pa.table({"json": [json.dumps(piece)]}) for piece in pieces]  # one block a piece
+    results = ray.data.from_arrow(tables).map_batches(
+        batch,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=min(1.0, run.cpus / at_once),
+        compute=TaskPoolStrategy(size=at_once),
+    )
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ended, poll), daemon=True) if poll else None
+    if watcher:
+        watcher.start()
+    try:
+        for row in results.iter_rows():
+            yield json.loads(row["json"])
+    except Exception as error:
+        raise _for_users(error) from error
+    finally:
+        ended.set()
+        if watcher:
+            watcher.join()
+
+
+def _watch(ended: threading.Event, poll: Callable[[], None]) -> None:
+    while not ended.wait(0.5):
+        poll()
+
+
+def _for_users(error: BaseException) -> BaseException:
+    """The error of this project inside Ray's, if there is one."""
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        if isinstance(inner, AtelierError):
+            return inner
+        seen.add(id(inner))
+        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
+    return error

@@ -1,0 +1,146 @@
+"""Prompt sets: what a model is asked to draw when it is judged.
+
+A set is a name and a list of distinct prompts. ``known`` asks for what the older collections show, ``new``
+for what only the newest one shows; with a single collection there is only ``known``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from components.contracts.errors import DataError
+from components.contracts.manifest import canonical_json, sha256_text
+from components.contracts.recipe import World
+from components.runtime.storage import Artifact
+
+KNOWN, NEW = "known", "new"
+_WORLD_STREAM = 0x9A11  # keeps the judge's scenes on a random stream that no website draws its pictures from
+
+
+def prompt_sets(
+    dataset: Artifact, n: int, seed: int, worlds: Sequence[World | None] = ()
+) -> dict[str, list[str]]:
+    """The prompt sets of a dataset, at most ``n`` prompts each; the same arguments give the same prompts.
+
+    Args:
+        dataset: artifact with ``data/part-*.parquet`` in ``SAMPLE_SCHEMA``.
+        n: prompts a set.
+        seed: of the draw.
+        worlds: for each collection of the dataset, oldest first, the part of the embedded world that it
+            shows, or None. A set whose collections are all of the world gets fresh prompts of it; the
+            others get captions of the held-out split.
+
+    Raises:
+        DataError: the dataset holds no held-out captions.
+    """
+    sets = heldout_prompts(dataset, n, seed)
+    parts = {KNOWN: list(worlds[:-1]), NEW: list(worlds[-1:])} if len(worlds) > 1 else {KNOWN: list(worlds)}
+    for name, part in parts.items():
+        shown = [world for world in part if world is not None]
+        if shown and len(shown) == len(part):
+            sets[name] = _from_worlds(shown, n, seed, name)
+    return {name: sets[name] for name in (KNOWN, NEW) if name in sets}
+
+
+def heldout_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]]:
+    """Up to ``n`` distinct captions a set, drawn from the held-out split of the dataset.
+
+    Raises:
+        DataError: the held-out split of a collection is empty.
+    """
+    by_source: dict[int, set[str]] = {}
+    for row in heldout_rows(dataset, ["caption", "source"]):
+        by_source.setdefault(row["source"], set()).add(row["caption"])
+    sets: dict[str, list[str]] = {}
+    for name, sources in split_sources(by_source).items():
+        captions = sorted(set().union(*(by_source[s] for s in sources)))
+        order = np.random.default_rng([seed, len(sets)]).permutation(len(captions))
+        sets[name] = [captions[i] for i in order[:n]]
+    if not sets:
+        raise DataError(
+            f"The dataset {dataset.short} has no held-out pictures",
+            expected="at least one duplicate cluster kept out of training",
+            remedy="raise prepare.holdout or collect more pictures",
+        )
+    return sets
+
+
+def split_sources(sources: Iterable[int]) -> dict[str, list[int]]:
+    """Which collections belong to which set: the newest alone is ``new`` when there is more than one."""
+    ordered = sorted(set(sources))
+    if len(ordered) > 1:
+        return {KNOWN: ordered[:-1], NEW: ordered[-1:]}
+    return {KNOWN: ordered} if ordered else {}
+
+
+def heldout_rows(dataset: Artifact, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The held-out rows of the dataset, file by file in order of name."""
+    import pyarrow.parquet as pq
+
+    for path in dataset.paths("data/part-"):
+        table = pq.read_table(path, columns=columns, filters=[("split", "==", "holdout")])
+        yield from table.to_pylist()
+
+
+def world_prompts(world: World, n: int, seed: int, stream: int = 0) -> list[str]:
+    """``n`` distinct prompts of whole scenes that a website with this ``world`` could show.
+
+    Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word.
+
+    Raises:
+        DataError: the world is too small to say ``n`` different things.
+    """
+    from components.data.world import Scene, WorldSpec, phrasings, sample_scene
+
+    def words(scene: Scene) -> set[str | None]:
+        said: set[str | None] = {scene.kind, scene.background}
+        return said.union(*((i.shape, i.colour, i.size, i.place) for i in scene.items))
+
+    spec = WorldSpec(kinds=world.kinds).without(*world.leave_out)
+    featured = set(world.feature)
+    rng = np.random.default_rng([_WORLD_STREAM, seed, stream])
+    found: dict[str, None] = {}
+    for _ in range(200 * n + 1000):
+        scene = sample_scene(rng, spec)
+        ways = phrasings(scene)
+        prompt = ways[int(rng.integers(len(ways)))]
+        if not featured or featured & words(scene):
+            found[prompt] = None
+        if len(found) == n:
+            return list(found)
+    raise DataError(
+        f"The world says only {len(found)} different prompts",
+        expected=f"{n} prompts",
+        remedy="lower assess.prompts, or leave less of the world out",
+    )
+
+
+def prompts_digest(sets: dict[str, list[str]]) -> str:
+    """SHA-256 over names and prompts, in order."""
+    return sha256_text(canonical_json(sets))
+
+
+def meaning(prompt: str) -> str:
+    """A key that is equal for prompts that ask for the same thing.
+
+    Two phrasings of one scene of the embedded world are equal; other prompts are equal when they differ in
+    case and spacing only.
+    """
+    from components.data.world import parse
+
+    try:
+        return repr(parse(prompt))
+    except ValueError:
+        return " ".join(prompt.casefold().split())
+
+
+def _from_worlds(worlds: list[World], n: int, seed: int, name: str) -> list[str]:
+    offset = 0 if name == KNOWN else 1000
+    found: dict[str, None] = {}
+    for index, world in enumerate(worlds):
+        share = n // len(worlds) + (index < n % len(worlds))
+        found |= dict.fromkeys(world_prompts(world, share, seed, offset + index)) if share else {}
+    return list(found)

@@ -1,0 +1,62 @@
+"""The protocol of a judgement, and the stamp that every number carries.
+
+Two numbers may be compared only when their stamps are equal: the same weights get a Fréchet distance of
+15.3 or 11.9 under two protocols that are both in use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from components.contracts.manifest import canonical_json, sha256_text
+
+#: Raised by whoever changes code of this package or of the grader so that a number changes.
+CODE_VERSION = 1
+RESIZE = "uint8 RGB / 255, to the extractor's input side by antialiased bicubic where it differs"
+DTYPE = "pictures uint8, features float32, moments float64"
+
+Stamp = dict[str, Any]
+
+
+def seed_of(base: int, index: int) -> int:
+    """Seed of the prompt at ``index`` in its set: a function of the index alone, so no worker changes it."""
+    return (base + index) % 2**31
+
+
+def seeds_rule(base: int) -> str:
+    """The seed rule in words, for the stamp."""
+    return f"{base} + index of the prompt in its set"
+
+
+def seed_base(recipe_seed: int) -> int:
+    """First seed of a set: far from the small seeds that people try by hand."""
+    return (recipe_seed * 1_000_003 + 70_000) % 2**31
+
+
+def sampler_of(scheduler_config: str | None) -> str:
+    """Name and settings digest of the scheduler that a model brings, from its ``scheduler_config.json``."""
+    if scheduler_config is None:
+        return "none (one pass)"
+    settings = {k: v for k, v in json.loads(scheduler_config).items() if k != "_diffusers_version"}
+    return f"{settings.get('_class_name', 'unknown')}:{sha256_text(canonical_json(settings))[:12]}"
+
+
+def stamp_digest(stamp: Mapping[str, Any]) -> str:
+    """Short digest of a stamp, written beside each number."""
+    return sha256_text(canonical_json(dict(stamp)))[:16]
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two stamps, one line each; empty when numbers under them may be compared."""
+    return [
+        f"{key}: {_short(one.get(key))} against {_short(other.get(key))}"
+        for key in sorted(set(one) | set(other))
+        if one.get(key) != other.get(key)
+    ]
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else text[:77] + "..."

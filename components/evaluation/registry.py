@@ -1,0 +1,238 @@
+"""Model versions and the alias ``champion`` in MLflow, as the release stage keeps them.
+
+Tags of a version: ``verdict``, ``reasons``, digests (``model``, ``weights``, ``data``, ``assessment``,
+``judge``, ``policy``, ``record``, and ``against``: the champion's model that it was compared with),
+``promoted`` once it became champion, ``rolled_back`` and ``restored`` with the reason after a rollback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.contracts.errors import ArtifactError, GateRefused, RuntimeUnavailable
+from components.runtime.progress import say
+from components.runtime.stage import Context
+from components.runtime.storage import Artifact, full_store_explained
+
+if TYPE_CHECKING:
+    from components.runtime.tracking import ModelVersion, Tracker
+
+CHAMPION = "champion"
+_LOCK_S = 60.0  # a release in another process takes seconds
+
+
+class Registry:
+    """The registered model of one recipe.
+
+    Raises:
+        RegistryError: on every call, when MLflow cannot be reached.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._name = ctx.recipe.release.model_name
+        self._open: Tracker | None = None
+
+    @property
+    def tracker(self) -> Tracker:
+        """MLflow, connected on first use."""
+        if self._open is None:
+            from components.runtime.tracking import Tracker
+
+            self._open = Tracker(self._ctx.registry_uri, self._ctx.recipe.name, self._ctx.home / "mlruns")
+        return self._open
+
+    @property
+    def exists(self) -> bool:
+        """False if there is no registry yet: looking into one must not make it."""
+        uri = self._ctx.registry_uri
+        return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process on this machine changes the registry of this recipe.
+
+        Raises:
+            RuntimeUnavailable: another one holds it for a minute.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self._ctx.home / "locks"
+        with full_store_explained(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "registry.lock").acquire(timeout=_LOCK_S):
+                yield
+        except Timeout as error:
+            raise RuntimeUnavailable(
+                "Another process is releasing a model of this recipe",
+                remedy="wait for it to end, then run the same command again",
+            ) from error
+
+    def versions(self) -> list[ModelVersion]:
+        """All versions, oldest first."""
+        return self.tracker.versions(self._name) if self.exists else []
+
+    def champion(self) -> ModelVersion | None:
+        """The version that the alias names."""
+        return self.tracker.alias(self._name, CHAMPION) if self.exists else None
+
+    def model_of(self, version: ModelVersion) -> Artifact:
+        """The model artifact of a version, found by the digest in its tags.
+
+        Raises:
+            ArtifactError: the release stage did not register the version, or the store lacks its model.
+        """
+        if "model" not in version.tags:
+            raise ArtifactError(
+                f"Version {version.version} of {version.name} carries no model digest",
+                expected="a version that the release stage registered",
+                remedy="point the alias at such a version",
+            )
+        return self._ctx.store.by_digest(version.tags.get("model_kind", "model"), version.tags["model"])
+
+    def record_of(self, model: Artifact, assessment: Artifact, policy: str) -> Artifact | None:
+        """The record of an earlier judgement of this model, assessment and policy that still stands.
+
+        It stands when it was carried out, or when the champion is still the one it was compared with.
+        """
+        wanted = {"model": model.digest, "assessment": assessment.digest, "policy": policy}
+        present = self.champion()
+        for version in reversed(self.versions()):
+            tags = version.tags
+            if any(tags.get(key) != value for key, value in wanted.items()):
+                continue
+            own = present is not None and present.version == version.version
+            if own or tags.get("promoted") == "true" or tags.get("against", "") == _model_digest(present):
+                with contextlib.suppress(ArtifactError):  # the record was deleted from the store: judge anew
+                    return self._ctx.store.by_digest("release", tags["record"])
+        return None
+
+    def ensure(
+        self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact
+    ) -> ModelVersion:
+        """Register the judged model if it is not yet, and carry out the verdict if that is not yet done."""
+        version = next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
+        if version is None:
+            version = self._register(record, content, model, assessment)
+            say(
+                f"release: version {version.version} of {self._name} registered, verdict {content['verdict']}"
+            )
+        if content["verdict"] != "pass" or version.tags.get("promoted") == "true":
+            return version
+        present = self.champion()
+        if present is None or present.version != version.version:
+            if _model_digest(present) not in (content["champion"] or "", model.digest):
+                say(f"release: version {version.version} was compared with another champion; alias unchanged")
+                return version
+            self.tracker.set_alias(self._name, CHAMPION, version.version)
+        self.tracker.tag_version(self._name, version.version, {"promoted": "true"})
+        say(f"release: version {version.version} of {self._name} is the champion")
+        return self.tracker.version(self._name, version.version)
+
+    def rollback(self, reason: str) -> ModelVersion:
+        """See :func:`rollback`."""
+        versions, present = self.versions(), self.champion()
+        fit = [v for v in versions if present is not None and _can_return(v, present)]
+        if present is None or not fit:
+            raise GateRefused(
+                f"There is no earlier champion of {self._name} to roll back to",
+                expected="an earlier version that passed the gate and was champion",
+                remedy="train and release a better model; the champion is unchanged",
+            )
+        # tags first: when this is killed before the alias moves, the same call does the rest
+        self.tracker.tag_version(self._name, present.version, {"rolled_back": reason})
+        restored = {"restored": f"in place of version {present.version}: {reason}"}
+        self.tracker.tag_version(self._name, fit[-1].version, restored)
+        self.tracker.set_alias(self._name, CHAMPION, fit[-1].version)
+        say(f"release: version {present.version} rolled back to {fit[-1].version} ({reason})")
+        return self.tracker.version(self._name, fit[-1].version)
+
+    def _register(
+        self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact
+    ) -> ModelVersion:
+        """Log the judgement as a run and register the model, continuing a run that a kill left open."""
+        recipe = self._ctx.recipe
+        tags = {"record": record.digest, "stage": "release", "verdict": content["verdict"]}
+        begun = self.tracker.find_run({"record": record.digest})
+        with self.tracker.run(f"release {model.digest[:12]}", tags=tags, resume=begun) as run:
+            run.log_params({"assess": recipe.assess.identity(), "release": recipe.release.identity()})
+            for name, metrics in content["metrics"].items():
+                run.log_metrics({f"{name}/{metric}": m["value"] for metric, m in metrics.items()})
+            run.log_artifact(record.path("record.json"), "release")
+            for file in ("metrics.json", "sheet.png"):
+                run.log_artifact(assessment.path(file), "release")
+        return self.tracker.register(
+            self._name,
+            model.url,
+            run.id,
+            {
+                **{k: content[k] for k in ("verdict", "model", "weights", "data", "assessment", "judge")},
+                "reasons": "\n".join(content["reasons"]),
+                "policy": content["policy_digest"],
+                "record": record.digest,
+                "against": content["champion"] or "",
+                "model_kind": model.manifest.kind,
+            },
+            _description(content),
+        )
+
+
+def champion(ctx: Context) -> tuple[ModelVersion, Artifact] | None:
+    """The version that the alias ``champion`` names and its model artifact, or None when there is none.
+
+    Raises:
+        ArtifactError: the store does not hold the model (any more).
+        RegistryError: the registry is down.
+    """
+    registry = Registry(ctx)
+    found = registry.champion()
+    return (found, registry.model_of(found)) if found else None
+
+
+def versions(ctx: Context) -> list[ModelVersion]:
+    """All registered versions, oldest first, passed or not.
+
+    Raises:
+        RegistryError: the registry is down.
+    """
+    return Registry(ctx).versions()
+
+
+def rollback(ctx: Context, reason: str) -> ModelVersion:
+    """Point ``champion`` at the newest earlier version that passed and was champion; tags say why.
+
+    Raises:
+        GateRefused: there is no such version.
+        RegistryError: the registry is down.
+    """
+    registry = Registry(ctx)
+    with registry.locked():
+        return registry.rollback(reason)
+
+
+def _can_return(version: ModelVersion, present: ModelVersion) -> bool:
+    tags = version.tags
+    was_champion = (
+        tags.get("verdict") == "pass" and tags.get("promoted") == "true" and "rolled_back" not in tags
+    )
+    return was_champion and version.version < present.version and tags["model"] != present.tags.get("model")
+
+
+def _model_digest(version: ModelVersion | None) -> str:
+    return version.tags.get("model", "") if version else ""
+
+
+def _description(content: dict[str, Any]) -> str:
+    lines = [f"**{content['verdict']}** at the release gate", ""]
+    lines += [f"- {reason}" for reason in content["reasons"]]
+    lines += ["", "| prompts | metric | value | interval | n |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {metric} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} |"
+        for name, metrics in content["metrics"].items()
+        for metric, m in metrics.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""The finished model: a stock Stable Diffusion folder, and a generator that samples it in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.contracts.errors import ArtifactError, InputError
+from components.models.text_encoder import load_tokenizer, text_states, text_tower
+
+
+def make_scheduler(shift: float = 1.0) -> Any:
+    """DPM-Solver++ (Lu et al. 2022) of second order on the flow's noise levels; ``shift`` as in training."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def save_pipeline(
+    folder: Path, clip: Any, tokenizer: Any, autoencoder: Any, denoiser: Any, scaling: float, shift: float = 1.0
+) -> None:
+    """Write a folder that ``DiffusionPipeline.from_pretrained`` opens without any code of this project.
+
+    Args:
+        scaling: latents times this have unit variance (Rombach et al. 2022, sec. G).
+    """
+    from diffusers import StableDiffusionPipeline
+
+    autoencoder.register_to_config(scaling_factor=scaling)
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_tower(clip),
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=make_scheduler(shift),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+class Generator:
+    """Pictures from prompts, many at a time.
+
+    Each picture starts from the noise of its own seed, so a prompt and a seed give the same picture in any
+    batch, up to the rounding of bf16.
+    """
+
+    def __init__(self, tokenizer: Any, tower: Any, denoiser: Any, autoencoder: Any, scheduler: Any, device: Any) -> None:
+        self._tokenizer, self._scheduler, self._device = tokenizer, scheduler, device
+        self._tower, self._denoiser, self._autoencoder = tower, denoiser, autoencoder
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None) -> Generator:
+        """From a folder of :func:`save_pipeline`. ``device``: "cpu", "cuda", ...; a GPU when there is one by default.
+
+        Raises:
+            ArtifactError: the folder is not such a model.
+        """
+        import torch
+        from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        folder = Path(folder)
+        local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        try:
+            parts = [
+                cast_to(part.from_pretrained(folder / name, **local), chosen)
+                for part, name in (
+                    (CLIPTextModel, "text_encoder"), (UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")
+                )
+            ]  # fmt: skip
+            scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+            tokenizer = load_tokenizer(folder / "tokenizer")
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(
+                f"{folder} cannot be opened as a model: {str(error).splitlines()[0]}",
+                expected="a Stable Diffusion folder with unet, vae, text_encoder, tokenizer and scheduler",
+                remedy="check the path, or train and assemble the model again",
+            ) from error
+        return cls(tokenizer, *parts, scheduler, chosen)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures, in pixels."""
+        return int(self._denoiser.config.sample_size * 2 ** (len(self._autoencoder.config.block_out_channels) - 1))
+
+    def truncated(self, prompt: str) -> bool:
+        """True if the prompt is longer than the text encoder reads: its end is then ignored."""
+        return len(self._tokenizer(prompt, truncation=False)["input_ids"]) > self._tokenizer.model_max_length
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance_scale: float,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """One picture a prompt: uint8 RGB ``[N, side, side, 3]``.
+
+        Args:
+            seeds: one a prompt, 0 .. 2**63-1.
+            steps: of the sampler, at least 1.
+            guidance_scale: 1 means without guidance (Ho & Salimans 2022, eq. 6 with w = scale - 1).
+            negative_prompts: what to lead away from; the empty prompt by default.
+
+        Raises:
+            InputError: lengths differ, or a number is out of range.
+        """
+        import torch
+
+        negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
+        if not len(prompts) == len(seeds) == len(negatives):
+            raise InputError(
+                f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negatives)} negative prompts",
+                remedy="pass one seed and one negative prompt for each prompt",
+            )
+        if steps < 1 or guidance_scale < 1:
+            raise InputError(
+                f"steps={steps}, guidance_scale={guidance_scale}", expected="both at least 1", remedy="raise them"
+            )
+        if not prompts:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        with torch.inference_mode():
+            states = self._states([*prompts, *negatives] if guidance_scale > 1 else list(prompts))
+            latents = self._sample(self._noise(seeds), states, steps, guidance_scale)
+            pixels = self._decode(latents)
+        return np.asarray(pixels)
+
+    def _states(self, texts: list[str]) -> Any:
+        distinct = list(dict.fromkeys(texts))
+        ids = self._tokenizer(
+            distinct, padding="max_length", truncation=True, max_length=self._tokenizer.model_max_length,
+            return_tensors="pt",
+        )["input_ids"]  # fmt: skip
+        states = text_states(self._tower, ids.to(self._device))
+        place = {text: i for i, text in enumerate(distinct)}
+        return states[[place[text] for text in texts]]
+
+    def _noise(self, seeds: Sequence[int]) -> Any:
+        import torch
+
+        side, channels = self._denoiser.config.sample_size, self._denoiser.config.in_channels
+        draws = [
+            torch.randn(1, channels, side, side, generator=torch.Generator("cpu").manual_seed(int(seed)))
+            for seed in seeds
+        ]
+        return torch.cat(draws).to(self._device)
+
+    def _sample(self, latents: Any, states: Any, steps: int, guidance: float) -> Any:
+        import torch
+
+        # the scheduler counts its steps: a copy of its own for each call keeps calls apart
+        scheduler = type(self._scheduler).from_config(self._scheduler.config)
+        scheduler.set_timesteps(steps, device=self._device)
+        for time in scheduler.timesteps:
+            both = torch.cat([latents, latents]) if guidance > 1 else latents
+            with torch.autocast(self._device.type, torch.bfloat16):
+                velocity = self._denoiser(both, time, encoder_hidden_states=states, return_dict=False)[0]
+            velocity = velocity.float()
+            if guidance > 1:
+                wanted, unwanted = velocity.chunk(2)
+                velocity = unwanted + guidance * (wanted - unwanted)
+            latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
+        return latents
+
+    def _decode(self, latents: Any) -> Any:
+        import torch
+
+        with torch.autocast(self._device.type, torch.bfloat16):
+            pictures = self._autoencoder.decode(latents / self._autoencoder.config.scaling_factor, return_dict=False)[0]
+        pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def cast_to(module: Any, device: Any) -> Any:
+    """The module in fp32 on the device, ready to run, not to train."""
+    return module.float().to(device).eval().requires_grad_(False)

@@ -1,0 +1,95 @@
+"""What is minimised: pure functions of tensors, each with its source.
+
+Times ``t`` run from 0 (data) to 1 (noise), as the noise level of diffusers' flow schedulers does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logit_normal_times(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """Times in (0, 1), ``[count]``: the sigmoid of a normal draw.
+
+    Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", eq. 19.
+    """
+    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
+
+
+def shift_times(times: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise for ``shift`` > 1: ``s t / (1 + (s - 1) t)``; Esser et al. 2024, eq. 23."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def interpolate(data: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """The straight path ``z_t = (1 - t) x_0 + t eps`` (Esser et al. 2024, eq. 13). ``times`` is ``[N]``."""
+    t = times.view(-1, *[1] * (data.ndim - 1))
+    return (1 - t) * data + t * noise
+
+
+def flow_target(data: Tensor, noise: Tensor) -> Tensor:
+    """The velocity of that path, ``dz_t/dt = eps - x_0``: what the denoiser predicts."""
+    return noise - data
+
+
+def flow_loss(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
+    """Conditional flow matching: mean squared error of the velocity (Lipman et al. 2023, eq. 9). Scalar."""
+    return F.mse_loss(predicted.float(), flow_target(data, noise).float())
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, first: int) -> Tensor:
+    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3) for this rank's rows of the global batch.
+
+    Args:
+        images, texts: unit features of this rank, ``[n, d]``.
+        all_images, all_texts: unit features of the global batch, ``[N, d]``; equal to the former on one rank.
+        scale: factor of the cosines (the inverse temperature).
+        first: row of the global batch at which this rank's rows start.
+
+    Returns:
+        Scalar; its mean over ranks is the loss of the global batch.
+    """
+    truth = torch.arange(first, first + len(images), device=images.device)
+    by_image = F.cross_entropy(scale * images.float() @ all_texts.float().T, truth)
+    by_text = F.cross_entropy(scale * texts.float() @ all_images.float().T, truth)
+    return (by_image + by_text) / 2
+
+
+def sample_gaussian(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """Reparametrised draw ``mean + exp(logvar / 2) eps`` (Kingma & Welling 2014, sec. 2.4)."""
+    return mean + torch.exp(0.5 * logvar) * noise
+
+
+def kl_to_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1) in nats, mean over all elements (Kingma & Welling 2014, app. B)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def autoencoder_loss(rebuilt: Tensor, pictures: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    """Mean absolute error plus ``kl_weight`` times the KL per latent element; Rombach et al. 2022, without the adversary.
+
+    Returns:
+        The loss and the error alone, both scalars. Pictures are in -1..1.
+    """
+    error = F.l1_loss(rebuilt.float(), pictures.float())
+    return error + kl_weight * kl_to_normal(mean, logvar), error
+
+
+def schedule(step: int, steps: int, warmup: float, cooldown: float, floor: float = 0.01) -> float:
+    """Factor of the learning rate at ``step`` (0-based): linear warm-up, plateau, linear cool-down to ``floor``.
+
+    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", sec. 3.
+    ``warmup`` and ``cooldown`` are shares of ``steps``.
+    """
+    up = (step + 1) / max(1.0, warmup * steps)
+    down = floor + (1 - floor) * (steps - step) / max(1.0, cooldown * steps)
+    return min(1.0, up, down)
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error on a range of 2 (-1..1)."""
+    return 10 * math.log10(4 / max(error, 1e-12))

@@ -1,0 +1,81 @@
+"""From what was measured to one decision: keep, retrain or roll back. Pure: no files, no clock, no vendor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from components.contracts.recipe import Watch
+from monitoring.drift import DriftResult
+
+Action = Literal["keep", "retrain", "roll_back"]
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """The version that was served, and whether an earlier one is there to return to."""
+
+    version: str
+    can_roll_back: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, and why, in sentences for people. There is always at least one reason."""
+
+    action: Action
+    reasons: tuple[str, ...]
+
+
+def decide(
+    drift: DriftResult | None, requests: int, error_rate: float, release: ReleaseInfo, limits: Watch
+) -> Decision:
+    """One decision. Errors come before drift: a champion that fails is replaced before a new one is trained.
+
+    Args:
+        drift: what Evidently found; None when no prompt could be compared.
+        requests: how many requests the served version answered or failed in the window.
+        error_rate: share of them that failed through no fault of the client (status 500 and above), 0..1.
+    """
+    if requests < limits.min_requests:
+        return Decision(
+            "keep",
+            (f"too few requests to judge: {requests} of version {release.version}, {limits.min_requests} are needed",),
+        )
+    if error_rate > limits.max_error_rate:
+        failing = (
+            f"{error_rate:.1%} of the requests to version {release.version} failed, "
+            f"more than the {limits.max_error_rate:.1%} allowed"
+        )
+        if release.can_roll_back:
+            return Decision("roll_back", (failing,))
+        return Decision("keep", (failing, "there is no earlier version to return to"))
+    if drift is None:
+        return Decision("keep", ("no prompt could be compared",))
+    found = _drifted(drift, limits)
+    if found:
+        return Decision("retrain", tuple(found))
+    return Decision(
+        "keep",
+        (
+            f"{drift.share_drifted:.0%} of the columns drifted, below {limits.threshold:.0%}, and "
+            f"{drift.unknown_word_share:.1%} of the prompts hold a word that no training caption has "
+            f"(usual: {drift.usual_unknown_word_share:.1%})",
+        ),
+    )
+
+
+def _drifted(drift: DriftResult, limits: Watch) -> list[str]:
+    reasons = []
+    if drift.share_drifted >= limits.threshold:
+        names = ", ".join(name for name, column in drift.columns.items() if column.scored and column.drifted)
+        reasons.append(f"{drift.share_drifted:.0%} of the columns drifted ({names}), {limits.threshold:.0%} are allowed")
+    # real captions have words that occur once, so new ones like them are expected among prompts too
+    beyond = drift.unknown_word_share - drift.usual_unknown_word_share
+    if beyond > 0 and beyond >= limits.unknown_word_share:
+        words = ", ".join(list(drift.unknown_words)[:5])
+        reasons.append(
+            f"{drift.unknown_word_share:.1%} of the prompts hold a word that no training caption has ({words}); "
+            f"usual: {drift.usual_unknown_word_share:.1%}, {limits.unknown_word_share:.1%} more is allowed"
+        )
+    return reasons

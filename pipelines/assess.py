@@ -1,0 +1,35 @@
+"""assess: measure a model with a judge that is an artifact of its own."""
+
+from __future__ import annotations
+
+from components.evaluation import assess as assessing
+from components.evaluation.judge import make_judge
+from components.evaluation.prompts import heldout_prompts
+from components.runtime.stage import Context
+from components.runtime.storage import Artifact
+from components.training import stages
+from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
+from pipelines.prepare import prepare
+from pipelines.train import train
+
+
+def judge(ctx: Context, dataset: Artifact) -> Artifact:
+    """The judge of ``dataset``: a CLIP trained apart from the models it judges, prompts, reference moments."""
+    protocol = ctx.recipe.assess
+    clip = stages.train_text_encoder(ctx, dataset, kind="judge_clip", seed_offset=1, images=protocol.judge_images)
+    return make_judge(ctx, clip, dataset, heldout_prompts(ctx, dataset))
+
+
+def assess(ctx: Context, model: Artifact | None = None, by: Artifact | None = None) -> Artifact:
+    """The assessment of ``model`` by the judge ``by`` (by default: the recipe's model and judge)."""
+    return assessing.assess(ctx, model or train(ctx), by or judge(ctx, prepare(ctx)))
+
+
+def command(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:
+    """Measure the recipe's model on held-out prompts; trains first where that is not done."""
+    with context(recipe, overrides, debug) as ctx:
+        assess(ctx)
+
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,166 @@
+"""Parts the serving tests share: a generator one can compute by hand, a service over it, and a tiny real model."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from components.contracts.recipe import Serve
+from components.runtime.storage import Artifact, Outcome, Store
+from serving.api import Service
+from serving.auth import KeyRing, make_key
+from serving.engine import Engine, Served
+from serving.follower import Follower
+from serving.logbook import Logbook
+from serving.metrics import Metrics
+from serving.schemas import Limits
+
+
+class Painter:
+    """A generator whose every picture is one colour, a function of prompt, seed and name alone.
+
+    ``calls`` lists the batches; ``gate`` (when cleared) holds a batch back; a prompt with "poison" fails.
+    """
+
+    image_size = 8
+
+    def __init__(self, name: str = "a", seconds: float = 0.0) -> None:
+        self.name, self.seconds = name, seconds
+        self.calls: list[tuple[list[str], list[int], int, float]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def truncated(self, prompt: str) -> bool:
+        return len(prompt) > 50
+
+    def colour(self, prompt: str, seed: int) -> NDArray[np.uint8]:
+        return np.frombuffer(hashlib.sha256(f"{self.name}/{prompt}/{seed}".encode()).digest()[:3], np.uint8)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance_scale: float,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> NDArray[np.uint8]:
+        self.calls.append((list(prompts), list(seeds), steps, guidance_scale))
+        assert self.gate.wait(30)
+        time.sleep(self.seconds)
+        if any("poison" in prompt for prompt in prompts):
+            raise RuntimeError("secret detail of the inside")
+        colours = np.stack([self.colour(p, s) for p, s in zip(prompts, seeds, strict=True)])
+        return np.tile(colours[:, None, None, :], (1, 8, 8, 1))
+
+
+@pytest.fixture
+def painter() -> Painter:
+    """A generator of the test's own."""
+    return Painter()
+
+
+@pytest.fixture(scope="session")
+def make_painter() -> type[Painter]:
+    """The class, for tests that need more than one."""
+    return Painter
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a whole service around a Painter (or none): ``.service``, ``.painter``, ``.key``, ``.home``."""
+    made: list[Service] = []
+
+    def make(painter: Painter | None = None, *, model: bool = True, timeout_s: float = 30.0, **limits: Any) -> Any:
+        painter = painter or Painter()
+        metrics = Metrics()
+        settings = Serve(**limits)
+        engine = Engine(max_batch=settings.max_batch, max_queue=settings.max_queue, metrics=metrics)
+        if model:
+            engine.swap(Served("1", painter, "d" * 64))
+        follower = Follower(
+            f"sqlite:///{tmp_path / 'none.db'}", "x", "atelier", load=lambda _: painter, switch=engine.swap, metrics=metrics
+        )
+        key = make_key(tmp_path / "keys.json", "test")
+        logbook = Logbook(tmp_path / "logbook", "w", flush_s=0.05)
+        limits_ = Limits(settings, "atelier")
+        whole = Service(limits_, engine, follower, logbook, metrics, KeyRing(tmp_path / "keys.json"), timeout_s)
+        made.append(whole)
+        return SimpleNamespace(service=whole, painter=painter, key=key, home=tmp_path)
+
+    yield make
+    for each in made:
+        each.engine.close(2)
+        each.logbook.close()
+
+
+def save_tiny_model(folder: Path, seed: int) -> None:
+    """A stock Stable Diffusion pipeline of random weights, 16 x 16 pixels, as a diffusers folder."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DPMSolverMultistepScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(special + alphabet)}, merges=[]))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    words.post_processor = processors.TemplateProcessing(
+        single=f"{special[0]} $A {special[1]}", special_tokens=[(special[0], 0), (special[1], 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token=special[0], eos_token=special[1], pad_token=special[1],
+        unk_token=special[1], model_max_length=32,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(special) + len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=32, projection_dim=16,
+            bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Artifact]:
+    """Tiny real models by seed, each a finished artifact of one store."""
+    store = Store(str(tmp_path_factory.mktemp("models") / "store"))
+
+    def make(seed: int) -> Artifact:
+        draft = store.draft("model", {}, {"seed": seed})
+        if found := store.find("model", draft.identity):
+            return found
+        save_tiny_model(draft.dir, seed)
+        return draft.commit(Outcome())
+
+    return make

@@ -1,0 +1,228 @@
+"""The HTTP interface over a real engine: shapes, errors, headers, logbook."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from serving.api import build_api
+from serving.engine import Served
+from serving.logbook import read_logbook
+from serving.provenance import DIGITAL_SOURCE_TYPE, read_provenance
+
+IMAGES = "/v1/images/generations"
+
+
+class Api:
+    """A service and a client that holds its key."""
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
+        # a server error must come as an answer, as it does from a real server
+        self.client = TestClient(build_api(parts.service), raise_server_exceptions=False)
+        self.client.headers["Authorization"] = f"Bearer {parts.key}"
+
+    def ask(self, **fields: Any) -> Any:
+        return self.client.post(IMAGES, json={"prompt": "a star", **fields})
+
+    def rows(self) -> list[dict[str, Any]]:
+        self.parts.service.logbook.flush()
+        rows: list[dict[str, Any]] = read_logbook(self.parts.home / "logbook").to_pylist()
+        return rows
+
+
+@pytest.fixture
+def api(service: Callable[..., Any]) -> Callable[..., Api]:
+    return lambda *args, **more: Api(service(*args, **more))
+
+
+def error(answer: Any, status: int, code: str) -> dict[str, Any]:
+    """Check that ``answer`` is an error in OpenAI's shape and says nothing of the inside."""
+    assert answer.status_code == status, answer.text
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["code"] == code and body["error"]["message"]
+    assert "Traceback" not in answer.text and "secret detail" not in answer.text
+    return dict(body["error"])
+
+
+def test_pictures_with_their_seeds_and_their_origin(api: Callable[..., Api]) -> None:
+    it = api()
+    answer = it.ask(n=2, seed=5, user="me")
+    body = answer.json()
+    assert answer.status_code == 200 and body["model_version"] == "1" and body["size"] == "8x8"
+    assert [d["seed"] for d in body["data"]] == [5, 6] and body["data"][0]["revised_prompt"] is None
+    png = base64.b64decode(body["data"][1]["b64_json"])
+    pixels = np.asarray(Image.open(io.BytesIO(png)))
+    assert np.array_equal(pixels[0, 0], it.parts.painter.colour("a star", 6))
+    said = read_provenance(png)
+    assert said["digitalSourceType"] == DIGITAL_SOURCE_TYPE and said["seed"] == "6"
+    assert said["model_version"] == "1" and said["request_id"] == answer.headers["x-request-id"]
+    rows = it.rows()
+    assert [row["seed"] for row in rows] == [5, 6]
+    assert rows[1]["image_sha256"] == hashlib.sha256(png).hexdigest() and len(rows[1]["image_stats"]) == 6
+    assert rows[0]["status"] == 200 and rows[0]["error"] is None and rows[0]["key_id"] in it.parts.key
+    assert it.parts.key not in str(rows)
+
+
+def test_a_cut_prompt_is_said_and_random_seeds_can_be_repeated(api: Callable[..., Api]) -> None:
+    it = api()
+    first = it.ask(prompt="long " * 20).json()["data"][0]
+    again = it.ask(prompt="long " * 20, seed=first["seed"]).json()["data"][0]
+    image = [Image.open(io.BytesIO(base64.b64decode(d["b64_json"]))) for d in (first, again)]
+    assert first["truncated"] and np.array_equal(image[0], image[1])
+
+
+def test_keys(api: Callable[..., Api]) -> None:
+    it = api()
+    for headers in ({"Authorization": ""}, {"Authorization": "Basic eA=="}):
+        assert error(it.client.post(IMAGES, json={"prompt": "x"}, headers=headers), 401, "missing_api_key")
+    wrong = it.client.post(IMAGES, json={"prompt": "x"}, headers={"Authorization": "Bearer atelier-0-x"})
+    assert error(wrong, 401, "invalid_api_key")["type"] == "authentication_error"
+    assert wrong.headers["www-authenticate"] == "Bearer"
+    error(it.client.get("/v1/models", headers={"Authorization": ""}), 401, "missing_api_key")
+    assert [row["prompt"] for row in it.rows()] == [None] * 3  # what a stranger sends is not kept
+    assert it.client.get("/healthz", headers={"Authorization": ""}).status_code == 200
+
+
+def test_a_damaged_keys_file_is_a_500_without_its_path(api: Callable[..., Api]) -> None:
+    it = api()
+    (it.parts.home / "keys.json").write_text("{")
+    assert str(it.parts.home) not in error(it.ask(), 500, "internal_error")["message"]
+    assert error(it.client.get("/v1/models"), 500, "internal_error")
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "code"),
+    [
+        ({"content": b"{"}, 400, "invalid_json"),
+        ({"content": b"\xff\xfe\x00"}, 400, "invalid_json"),
+        ({"content": b'{"prompt": "' + b"x" * 100_000 + b'"}'}, 413, "body_too_large"),
+        ({"content": (b"x" for _ in range(100_000))}, 413, "body_too_large"),  # no length announced
+        ({"content": b'{"prompt": "x"}', "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_media_type"),
+        ({"json": {}}, 400, "missing_required_parameter"),
+        ({"json": {"prompt": "x", "n": 99}}, 400, "invalid_value"),
+        ({"json": {"prompt": "x", "size": "512x512"}}, 400, "invalid_value"),
+        ({"json": {"prompt": "x", "model": "other"}}, 404, "model_not_found"),
+    ],
+)
+def test_refusals_have_their_code_and_a_row(api: Callable[..., Api], send: dict[str, Any], status: int, code: str) -> None:
+    it = api()
+    send = {**send, "headers": {"Content-Type": "application/json", **send.get("headers", {})}}
+    error(it.client.post(IMAGES, **send), status, code)
+    assert [(row["status"], row["error"]) for row in it.rows()] == [(status, code)]
+
+
+def test_unknown_paths_and_methods(api: Callable[..., Api]) -> None:
+    it = api()
+    error(it.client.get("/v1/nothing"), 404, "not_found")
+    assert error(it.client.get(IMAGES), 405, "method_not_allowed")["type"] == "invalid_request_error"
+    assert it.client.get(IMAGES).headers["allow"] == "POST"
+    error(it.client.get("/playground/../../../etc/passwd"), 404, "not_found")
+    error(it.client.get("/playground/%2e%2e%2fapi.py"), 404, "not_found")
+
+
+def test_before_the_first_release(api: Callable[..., Api]) -> None:
+    it = api(model=False)
+    answer = it.ask()
+    error(answer, 503, "no_model")
+    assert int(answer.headers["retry-after"]) > 0
+    error(it.client.get("/readyz"), 503, "no_model")
+    assert it.client.get("/healthz").json()["model_version"] is None
+    assert it.client.get("/v1/models").json()["data"] == []
+    it.parts.service.engine.swap(Served("4", it.parts.painter))
+    assert it.ask().json()["model_version"] == "4" and it.client.get("/readyz").status_code == 200
+
+
+def test_overload_is_429_while_busy_stays_ready(api: Callable[..., Api]) -> None:
+    it = api(max_queue=1, max_batch=1)
+    it.parts.painter.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(it.ask) for _ in range(6)]
+        deadline = time.monotonic() + 20
+        while sum(f.done() for f in waiting) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert it.client.get("/readyz").status_code == it.client.get("/healthz").status_code == 200
+        it.parts.painter.gate.set()
+        answers = [f.result(10) for f in waiting]
+    assert sorted(a.status_code for a in answers) == [200] * 2 + [429] * 4
+    full = next(a for a in answers if a.status_code == 429)
+    assert error(full, 429, "queue_full")["type"] == "rate_limit_error" and int(full.headers["retry-after"]) >= 1
+    assert sorted(row["status"] for row in it.rows()) == [200] * 2 + [429] * 4
+    text = it.client.get("/metrics").text
+    assert 'atelier_requests_total{status="429"} 4.0' in text and 'atelier_model_info{version="1"} 1.0' in text
+
+
+def test_a_model_that_fails_and_one_that_is_too_slow(api: Callable[..., Api]) -> None:
+    it = api(timeout_s=0.2)
+    error(it.ask(prompt="poison"), 500, "internal_error")
+    it.parts.painter.gate.clear()
+    slow = it.ask()
+    it.parts.painter.gate.set()
+    error(slow, 503, "timeout")
+    assert it.ask().status_code == 200
+    assert [row["status"] for row in it.rows()] == [500, 503, 200]
+
+
+def test_models_version_and_openapi(api: Callable[..., Api]) -> None:
+    it = api()
+    assert it.client.get("/v1/models").json()["data"][0]["id"] == "atelier"
+    assert it.client.get("/v1/models/atelier").json()["size"] == "8x8"
+    error(it.client.get("/v1/models/gpt"), 404, "model_not_found")
+    assert it.client.get("/version").json() == {"model": "atelier", "model_version": "1", "digest": "d" * 64}
+    post = it.client.get("/openapi.json").json()["paths"][IMAGES]["post"]
+    assert "prompt" in post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+def test_request_ids_are_given_and_cleaned(api: Callable[..., Api]) -> None:
+    it = api()
+    assert re.fullmatch(r"[0-9a-f]{32}", it.ask().headers["x-request-id"])
+    it.client.post(IMAGES, json={"prompt": "x"}, headers={"X-Request-ID": "mine-1 <script>" + "y" * 200})
+    assert it.rows()[-1]["request_id"] == ("mine-1script" + "y" * 200)[:64]
+
+
+def test_the_playground_obeys_its_own_policy(api: Callable[..., Api]) -> None:
+    it = api()
+    page = it.client.get("/", headers={"Authorization": ""})
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["content-type"].startswith("text/html") and page.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"<style|style=|<script>|\son\w+=|https?://", page.text)
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
+        assert it.client.get(path).status_code == 200
+    code = it.client.get("/playground/app.js")
+    assert "javascript" in code.headers["content-type"] and "innerHTML" not in code.text
+    known = it.client.get("/playground/settings").json()
+    assert known["image_size"] == 8 and known["key_required"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(
+    st.sampled_from(["prompt", "n", "size", "seed", "num_inference_steps", "guidance_scale", "user", "model", "x"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.text(max_size=3)),
+))  # fmt: skip
+def test_no_request_is_answered_with_a_server_error(api: Callable[..., Api], fields: dict[str, Any]) -> None:
+    it = api()
+    content = json.dumps(fields).encode()
+    answer = it.client.post(IMAGES, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 400, 404), answer.text
+
+
+def test_nothing_of_the_page_is_missing() -> None:
+    folder = Path(__file__).resolve().parents[2] / "serving" / "playground"
+    used = set(re.findall(r'el\("([\w-]+)"\)', (folder / "app.js").read_text()))
+    assert used <= set(re.findall(r'id="([\w-]+)"', (folder / "index.html").read_text()))
