@@ -38,10 +38,8 @@ def decide(
         error_rate: share of them that failed through no fault of the client (status 500 and above), 0..1.
     """
     if requests < limits.min_requests:
-        return Decision(
-            "keep",
-            (f"too few requests to judge: {requests} of version {release.version}, {limits.min_requests} are needed",),
-        )
+        found = f"{requests} of version {release.version}, {limits.min_requests} are needed"
+        return Decision("keep", (f"too few requests to judge: {found}",))
     if error_rate > limits.max_error_rate:
         failing = (
             f"{error_rate:.1%} of the requests to version {release.version} failed, "
@@ -52,9 +50,8 @@ def decide(
         return Decision("keep", (failing, "there is no earlier version to return to"))
     if drift is None:
         return Decision("keep", ("no prompt could be compared",))
-    found = _drifted(drift, limits)
-    if found:
-        return Decision("retrain", tuple(found))
+    if reasons := _drifted(drift, limits):
+        return Decision("retrain", tuple(reasons))
     return Decision(
         "keep",
         (
@@ -69,13 +66,15 @@ def _drifted(drift: DriftResult, limits: Watch) -> list[str]:
     reasons = []
     if drift.share_drifted >= limits.threshold:
         names = ", ".join(name for name, column in drift.columns.items() if column.scored and column.drifted)
-        reasons.append(f"{drift.share_drifted:.0%} of the columns drifted ({names}), {limits.threshold:.0%} are allowed")
+        share = f"{drift.share_drifted:.0%} of the columns drifted ({names})"
+        reasons.append(f"{share}, below {limits.threshold:.0%} would be kept")
     # real captions have words that occur once, so new ones like them are expected among prompts too
     beyond = drift.unknown_word_share - drift.usual_unknown_word_share
     if beyond > 0 and beyond >= limits.unknown_word_share:
         words = ", ".join(list(drift.unknown_words)[:5])
         reasons.append(
-            f"{drift.unknown_word_share:.1%} of the prompts hold a word that no training caption has ({words}); "
-            f"usual: {drift.usual_unknown_word_share:.1%}, {limits.unknown_word_share:.1%} more is allowed"
+            f"{drift.unknown_word_share:.1%} of the prompts hold a word that no training caption has "
+            f"({words}); usual: {drift.usual_unknown_word_share:.1%}, "
+            f"below {limits.unknown_word_share:.1%} more would be kept"
         )
     return reasons

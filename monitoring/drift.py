@@ -37,7 +37,7 @@ LARGEST = math.sqrt(math.log(2))  # Jensen-Shannon distance of two distributions
 
 @dataclass(frozen=True)
 class ColumnDrift:
-    """One column: its distance (0..0.83), the limit it was held against, and whether it counts for the score."""
+    """One column: its distance (0..0.83), its limit, and whether it counts for the score."""
 
     distance: float
     limit: float
@@ -89,7 +89,7 @@ def measure_drift(
         captions: the training captions to compare with, all of them or a sample.
         prompts: what was asked for; at least one.
         pictures: two float arrays of six columns (mean and standard deviation of R, G, B, 0..1): of training
-            pictures, and of pictures made. Their rows need not match the texts; with fewer than two they are left out.
+            pictures, and of pictures made. Their rows need not match the texts; fewer than two are left out.
         report: where to save Evidently's HTML, if anywhere.
         threshold: share of drifted columns at which the report's headline speaks of drift, 0..1.
     """
@@ -102,7 +102,7 @@ def measure_drift(
         kinds = SCORED | DESCRIBED
         for frame, stats in ((reference, pictures[0]), (current, pictures[1])):
             for name, values in picture_columns(stats[: len(frame)]).items():
-                frame[name] = pd.Series(values)  # rows beyond the values become NaN, which Evidently leaves out
+                frame[name] = pd.Series(values)  # rows beyond them become NaN, which Evidently leaves out
     columns = _compare(reference[list(kinds)], current[list(kinds)], kinds, report, threshold)
     scored = [column for column in columns.values() if column.scored]
     unknown = Counter(word for prompt in prompts for word in index.unknown(prompt))
@@ -120,18 +120,22 @@ def measure_drift(
 
 def _share_with_unseen(columns: dict[str, list[Any]]) -> float:
     column = columns["unseen_words"]
-    return round(sum(value != "none" for value in column) / len(column), 6)
+    return round(sum(1 for value in column if value != "none") / len(column), 6)
 
 
 def _compare(
-    reference: pd.DataFrame, current: pd.DataFrame, kinds: dict[str, str], report: Path | None, threshold: float
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    kinds: dict[str, str],
+    report: Path | None,
+    threshold: float,
 ) -> dict[str, ColumnDrift]:
     apply_quiet_environment()  # Evidently reads DO_NOT_TRACK when it is imported
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
     from evidently.presets import DataDriftPreset
 
-    limits = {name: _limit(reference[name].dropna(), current[name].dropna(), kind) for name, kind in kinds.items()}
+    limits = {name: _limit(reference[name], current[name], kind) for name, kind in kinds.items()}
     definition = DataDefinition(
         numerical_columns=[name for name, kind in kinds.items() if kind == "numerical"],
         categorical_columns=[name for name, kind in kinds.items() if kind == "categorical"],
@@ -143,7 +147,8 @@ def _compare(
         per_column_threshold={name: limits[name] for name in SCORED},
         include_tests=False,
     )
-    shown = [ValueDrift(column=name, method=METHOD, threshold=limits[name]) for name in kinds if name not in SCORED]
+    others = [name for name in kinds if name not in SCORED]
+    shown = [ValueDrift(column=name, method=METHOD, threshold=limits[name]) for name in others]
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # it also correlates the columns, and one that is constant (no unseen word at all) has no correlation
         warnings.filterwarnings("ignore", message="invalid value encountered")
@@ -156,8 +161,8 @@ def _compare(
         metrics = snapshot.dict()["metrics"]
     found = {m["config"]["column"]: float(m["value"]) for m in metrics if "column" in m["config"]}
     return {
-        name: ColumnDrift(round(found[name], 6), round(limits[name], 6), found[name] >= limits[name], name in SCORED)
-        for name in kinds
+        name: ColumnDrift(round(found[name], 6), round(limit, 6), found[name] >= limit, name in SCORED)
+        for name, limit in limits.items()
     }
 
 
@@ -168,7 +173,8 @@ def _limit(reference: pd.Series, current: pd.Series, kind: str) -> float:
     from scipy.stats import chi2
 
     column_type = ColumnType.Numerical if kind == "numerical" else ColumnType.Categorical
+    reference, current = reference.dropna(), current.dropna()
     before, now = get_binned_data(reference, current, column_type, 30, False)
     freedom = max(int(np.count_nonzero(before + now)) - 1, 1)
-    chance = chi2.ppf(1 - CHANCE, freedom) * (1 / len(current) + 1 / len(reference)) / 8
-    return max(MATTERS, math.sqrt(chance))
+    chance = float(chi2.ppf(1 - CHANCE, freedom)) * (1 / len(current) + 1 / len(reference)) / 8
+    return float(max(MATTERS, math.sqrt(chance)))

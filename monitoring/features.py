@@ -43,11 +43,15 @@ _COMPARED = 20_000  # distinct captions that familiarity looks at; bounds its me
 
 #: Grammar and manners: words that ask, join or point, and name nothing that could be seen.
 _NEUTRAL = frozenset(
-    """a about all also am an and any are art as at be being by can can't could do does draw for from generate
-    get give go has have hello her hi his how i i'd i'll i'm in into is it it's its just kindly let let's like
-    make me my need no not of on one or our out over please render same she show showing shows so some such
-    thank thanks that the their them then there these they this those through to up us very want was we what
-    where which while who will with would you your create illustration image picture photo photograph""".split()
+    word
+    for line in (
+        "a about all also am an and any are art as at be being by can can't could create do does draw for from",
+        "generate get give go has have hello her hi his how i i'd i'll i'm illustration image in into is it it's",
+        "its just kindly let let's like make me my need no not of on one or our out over photo photograph picture",
+        "please render same she show showing shows so some such thank thanks that the their them then there these",
+        "they this those through to up us very want was we what where which while who will with would you your",
+    )
+    for word in line.split()
 )
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
@@ -83,7 +87,7 @@ class CaptionIndex:
 
     @cached_property
     def topics(self) -> dict[str, int]:
-        """The most frequent words, leaving out those that more than half of the captions hold, with their counts."""
+        """The most frequent words but those that more than half of the captions hold, with their counts."""
         frequent = [item for item in self.count.items() if item[1] <= len(self.captions) / 2]
         return dict(sorted(frequent, key=lambda item: (-item[1], item[0]))[:TOPICS])
 
@@ -102,13 +106,14 @@ class CaptionIndex:
             texts: prompts; or captions of this index, each then judged by all captions but itself (``own``).
         """
         rows = [self._row(text, int(own)) for text in texts]
-        columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+        names = rows[0] if rows else {}
+        columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in names}
         columns["familiarity"] = self._familiarity(texts, own).tolist()
         return columns
 
     def _row(self, text: str, own: int) -> dict[str, Any]:
         content = content_words(text)
-        # leaving one out matters for rare words only; elsewhere it would shift captions against prompts by a hair
+        # leaving one out matters for rare words; elsewhere it would only shift captions by a hair against prompts
         seen = [n - own if n < _RARE else n for n in (self.count[word] for word in content)]
         # half a caption for a word never seen keeps the logarithm finite and the order right
         rarities = [-math.log2(max(n, 0.5) / len(self.captions)) for n in seen]
@@ -133,7 +138,8 @@ class CaptionIndex:
             known = [[position[word] for word in words if word in position] for words in sets]
             starts = np.cumsum([0, *map(len, known)])
             flat = [index for row in known for index in row]
-            return csr_matrix((np.ones(len(flat), np.float32), flat, starts), shape=(len(sets), len(position)))
+            ones = np.ones(len(flat), np.float32)
+            return csr_matrix((ones, flat, starts), shape=(len(sets), len(position)))
 
         asked = [frozenset(content_words(text)) for text in texts]
         unique = list(dict.fromkeys(asked))
@@ -154,7 +160,7 @@ class CaptionIndex:
 
 
 def picture_columns(stats: npt.NDArray[np.floating[Any]]) -> dict[str, list[float]]:
-    """The picture columns of :data:`DESCRIBED` from rows of mean R, G, B and standard deviation R, G, B (0..1)."""
+    """The picture columns of :data:`DESCRIBED`, from rows of mean and standard deviation of R, G, B (0..1)."""
     means, deviations = stats[:, :3], stats[:, 3:6]
     return {
         "brightness": means.mean(axis=1).tolist(),

@@ -161,6 +161,7 @@ def _render(ctx: Context, turns: Sequence[Round], drift: Artifact, logbook: pa.T
     import jinja2
 
     from monitoring import figures
+    from monitoring.drift_plot import drift_figure
 
     found = json.loads(drift.path("drift.json").read_text())
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
@@ -184,7 +185,7 @@ def _render(ctx: Context, turns: Sequence[Round], drift: Artifact, logbook: pa.T
         drift={
             "sentence": f"{found['unknown_word_share']:.0%} of the prompts held a word that no training caption has"
             + (f": {words}." if words else "."),
-            "figure": figures.drift_figure(found),
+            "figure": drift_figure(found),
             "action": found["decision"]["action"],
             "reasons": "; ".join(found["decision"]["reasons"]),
             "report": _link(ctx, f"drift/{drift.manifest.identity[:12]}.html"),

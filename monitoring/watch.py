@@ -30,6 +30,7 @@ RECENT = 1000  # requests: drift is a matter of what is asked now, not of what w
 REFERENCE = 3000  # training captions that prompts are compared with, evenly drawn; the words are those of all
 PICTURES = 500  # training pictures that made pictures are compared with
 _WINDOWS = 10
+_NOTHING: dict[str, Any] = {"columns": {}, "unknown_words": {}}
 _REVISION = 1  # of the columns and the method; part of the identity
 
 
@@ -105,8 +106,8 @@ def window_digest(rows: pa.Table) -> str:
 
 
 def read_drift(artifact: Artifact) -> dict[str, Any]:
-    """The figures of a drift artifact: the fields of ``DriftResult`` (null when nothing was compared), the decision,
-    the limits and the unknown words over time."""
+    """The figures of a drift artifact: the fields of ``DriftResult`` (null or empty when nothing was compared), the
+    decision, the limits, and the unknown words over time."""
     found: dict[str, Any] = json.loads(artifact.path("drift.json").read_text())
     return found
 
@@ -114,7 +115,7 @@ def read_drift(artifact: Artifact) -> dict[str, Any]:
 def decision_of(artifact: Artifact) -> Decision:
     """The decision of a drift artifact."""
     found = read_drift(artifact)
-    return Decision(found["action"], tuple(found["reasons"]))
+    return Decision(found["decision"]["action"], tuple(found["decision"]["reasons"]))
 
 
 def report_path(ctx: Context, artifact: Artifact) -> Path:
@@ -127,15 +128,14 @@ def _summary(
 ) -> dict[str, Any]:
     limits = ctx.recipe.watch
     return {
-        "action": decision.action,
-        "reasons": list(decision.reasons),
+        "decision": {"action": decision.action, "reasons": list(decision.reasons)},
         "model_version": version,
         "requests": requests,
         "error_rate": round(error_rate, 6),
         "threshold": limits.threshold,
         "unknown_word_threshold": limits.unknown_word_share,
         "method": {"name": METHOD, "matters": MATTERS, "chance": CHANCE},
-        **(drift.as_json() if drift else dict.fromkeys(DriftResult.__dataclass_fields__)),
+        **(drift.as_json() if drift else dict.fromkeys(DriftResult.__dataclass_fields__) | _NOTHING),
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from components.contracts.recipe import Recipe
 from components.runtime.cluster import apply_quiet_environment, ray_session
 from components.runtime.progress import say
 from components.runtime.stage import Context
-from serving.api import Service, build_api
+from serving.api import build_api
 from serving.auth import KeyRing, list_keys, make_key
 from serving.engine import Engine, ImageGenerator
 from serving.follower import Follower
+from serving.generation import Service
 from serving.logbook import Logbook
 from serving.metrics import Metrics
 from serving.schemas import Limits
@@ -66,14 +68,10 @@ class Replica:
             timeout_s=REQUEST_TIMEOUT_S,
         )
         name = recipe.release.model_name
-        self._follower = Follower(
-            registry, recipe.name, name, load=_load, switch=self._engine.swap, metrics=metrics
-        )
+        self._follower = Follower(registry, recipe.name, name, load=_load, switch=self._engine.swap, metrics=metrics)
         keys = KeyRing(Path(home) / "keys.json") if require_key else None
         limits = Limits(recipe.serve, name)
-        self._service = Service(
-            limits, self._engine, self._follower, self._logbook, metrics, keys, REQUEST_TIMEOUT_S
-        )
+        self._service = Service(limits, self._engine, self._follower, self._logbook, metrics, keys, REQUEST_TIMEOUT_S)
         self._follower.start()  # loads the champion there is, before the first request is let in
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls this after the constructor
@@ -137,9 +135,7 @@ def build(args: dict[str, Any]) -> serve.Application:
             expected="recipe, and maybe set and require_key",
         )
     ctx = Context.of(load_recipe(str(args["recipe"]), args.get("set", ())))
-    return application(
-        ctx.recipe, str(ctx.home), ctx.registry_uri, require_key=bool(args.get("require_key", True))
-    )
+    return application(ctx.recipe, str(ctx.home), ctx.registry_uri, require_key=bool(args.get("require_key", True)))
 
 
 class Server:
@@ -198,10 +194,11 @@ def start(ctx: Context, *, blocking: bool = False, require_key: bool = True) -> 
     port = _free_port(run.host, run.port)
     keys = ctx.home / "keys.json"
     key = make_key(keys, "first") if require_key and not list_keys(keys) else None
-    with _stops_politely(blocking), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _stops_politely(blocking) as listen:
         ctx.start_ray()
         if not ray.is_initialized():
             stack.enter_context(ray_session(run))
+        listen()  # again: starting, Ray takes SIGTERM for itself, and aborts on it
         handle = _deploy(ctx, port, require_key, stack)
         host = f"[{run.host}]" if ":" in run.host else run.host
         server = Server(f"http://{host}:{port}", key, handle, stack.pop_all())
@@ -210,8 +207,10 @@ def start(ctx: Context, *, blocking: bool = False, require_key: bool = True) -> 
             if blocking:
                 _watch(server)
         except KeyboardInterrupt:
-            say("Stopping.")
+            say("serve: stopping")
             server.stop()
+            if not blocking:
+                raise
         except BaseException:
             server.stop()
             raise
@@ -222,7 +221,15 @@ def _deploy(ctx: Context, port: int, require_key: bool, stack: contextlib.ExitSt
     recipe = ctx.recipe
     app = application(recipe, str(ctx.home), ctx.registry_uri, require_key=require_key)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
+        running = serve.status()
+        if running.applications or running.proxies:
+            raise RuntimeUnavailable(
+                f"Serve is already running in this Ray, with {', '.join(running.applications) or 'no application'}",
+                expected="a Ray without Serve, which this server starts with its own address",
+                remedy="stop the other server (`serve shutdown`), or deploy serving.app:build with `serve deploy`",
+            )
         stack.callback(serve.shutdown)
         serve.start(
             proxy_location="HeadOnly",
@@ -257,17 +264,24 @@ def _free_port(host: str, port: int) -> int:
 
 
 @contextlib.contextmanager
-def _stops_politely(blocking: bool) -> Iterator[None]:
-    """SIGTERM means what Ctrl-C means, while a blocking server runs on the main thread."""
+def _stops_politely(blocking: bool) -> Iterator[Callable[[], None]]:
+    """SIGTERM means what Ctrl-C means, while a blocking server runs on the main thread; call what it gives."""
     if not blocking or threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def listen() -> None:
+        for number in signals:
+            signal.signal(number, signal.default_int_handler)
+
+    listen()
     try:
-        yield
+        yield listen
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _announce(server: Server) -> None:

@@ -37,6 +37,7 @@ def ask(
     concurrency: int = 4,
     *,
     until: threading.Event | None = None,
+    pause_s: float = 0.0,
     timeout_s: float = 300.0,
     **options: Any,
 ) -> Report:
@@ -45,9 +46,10 @@ def ask(
     Args:
         base_url: e.g. ``http://127.0.0.1:8000``.
         until: when given, the prompts are asked round and round until it is set.
+        pause_s: how long each of the ``concurrency`` askers rests after an answer.
         options: further fields of the request, such as ``num_inference_steps``.
     """
-    return asyncio.run(_ask(base_url, key, prompts, concurrency, until, timeout_s, options))
+    return asyncio.run(_ask(base_url, key, prompts, concurrency, until, pause_s, timeout_s, options))
 
 
 async def _ask(
@@ -56,6 +58,7 @@ async def _ask(
     prompts: Sequence[str],
     concurrency: int,
     until: threading.Event | None,
+    pause_s: float,
     timeout_s: float,
     options: dict[str, Any],
 ) -> Report:
@@ -81,12 +84,11 @@ async def _ask(
             else:
                 report.failed += 1
                 report.errors[f"{answer.status_code} {_code(answer)}"] += 1
+            await asyncio.sleep(pause_s)
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # a client of this machine's own server: proxies of the environment have no part in it
-    async with httpx.AsyncClient(
-        base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False
-    ) as client:
+    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False) as client:
         await asyncio.gather(*(worker(client) for _ in range(concurrency)))
     return report
 

@@ -273,9 +273,7 @@ def _generate(batch: list[_Part]) -> NDArray[np.uint8]:
         negative_prompts=negatives if any(negatives) else None,
     )
     if pixels.shape != (len(seeds), size, size, 3) or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"the model gave {pixels.dtype} {pixels.shape}, expected uint8 {(len(seeds), size, size, 3)}"
-        )
+        raise ValueError(f"the model gave {pixels.dtype} {pixels.shape}, expected uint8 {(len(seeds), size, size, 3)}")
     return pixels
 
 

@@ -136,9 +136,7 @@ class Follower:
             self._retry_at = time.monotonic() + self._retry
             what = str(error) if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
             self.state = _with(self.state, refused=version)
-            self._note(
-                "refused_why", what, f"Version {version} cannot be served; version {self.state.served} stays"
-            )
+            self._note("refused_why", what, f"Version {version} cannot be served; version {self.state.served} stays")
         finally:
             self.state = _with(self.state, loading=None)
 
@@ -213,9 +211,7 @@ def warm_up(generator: ImageGenerator) -> None:
 def _has_aliases(file: Path) -> bool:
     import sqlite3
 
-    with contextlib.closing(
-        sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-    ) as connection:
+    with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         query = "select count(*) from sqlite_master where name = 'registered_model_aliases'"
         return bool(connection.execute(query).fetchone()[0])
 

@@ -21,9 +21,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.images = Counter(
-            "atelier_images", "Pictures drawn, by model version.", ["version"], registry=registry
-        )
+        self.images = Counter("atelier_images", "Pictures drawn, by model version.", ["version"], registry=registry)
         self.batch = Histogram(
             "atelier_batch_images",
             "Pictures drawn together.",
@@ -43,9 +41,7 @@ class Metrics:
         self.refused_models = Counter(
             "atelier_refused_models", "Champions that could not be loaded.", registry=registry
         )
-        self.logbook_errors = Counter(
-            "atelier_logbook_errors", "Logbook writes that failed.", registry=registry
-        )
+        self.logbook_errors = Counter("atelier_logbook_errors", "Logbook writes that failed.", registry=registry)
 
     def serving(self, version: str) -> None:
         """Note that ``version`` is the one served now."""

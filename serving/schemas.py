@@ -75,16 +75,10 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[str, Field(min_length=1, description="What the picture shall show.")]
-    model: str | None = Field(
-        default=None, description="Name of the served model; the default is the only one."
-    )
+    model: str | None = Field(default=None, description="Name of the served model; the default is the only one.")
     n: int | None = Field(default=1, ge=1, description="Number of pictures.")
-    size: str | None = Field(
-        default="auto", description='"auto", or the model\'s own size as "WIDTHxHEIGHT".'
-    )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        default="b64_json", description="b64_json only."
-    )
+    size: str | None = Field(default="auto", description='"auto", or the model\'s own size as "WIDTHxHEIGHT".')
+    response_format: Literal["b64_json", "url"] | None = Field(default="b64_json", description="b64_json only.")
     user: Annotated[str, Field(max_length=256)] | None = None
     seed: int | None = Field(
         default=None,
@@ -111,9 +105,7 @@ class ImageData(BaseModel):
     b64_json: str
     revised_prompt: None = None
     seed: int
-    truncated: bool = Field(
-        description="The prompt is longer than the text encoder reads; its end had no effect."
-    )
+    truncated: bool = Field(description="The prompt is longer than the text encoder reads; its end had no effect.")
 
 
 class ImagesResponse(BaseModel):
@@ -195,9 +187,7 @@ class Limits:
             )
         for param, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or "")):
             if len(text) > serve.max_prompt_chars:
-                raise _invalid(
-                    param, f"has {len(text)} characters; at most {serve.max_prompt_chars} are read"
-                )
+                raise _invalid(param, f"has {len(text)} characters; at most {serve.max_prompt_chars} are read")
         if not request.prompt.strip():
             raise _invalid("prompt", "is blank; say what the picture shall show")
         if (n := request.n or 1) > serve.max_images:
@@ -207,9 +197,7 @@ class Limits:
         if (size := request.size or "auto") not in ("auto", own := f"{image_size}x{image_size}"):
             raise _invalid("size", f"is {size!r}; this model draws {own!r}: send that or 'auto'")
         if request.response_format == "url":
-            raise _invalid(
-                "response_format", "is 'url'; pictures are only sent inside the answer: use 'b64_json'"
-            )
+            raise _invalid("response_format", "is 'url'; pictures are only sent inside the answer: use 'b64_json'")
         if word := self._blocked(request.prompt):
             raise ApiError(
                 400,

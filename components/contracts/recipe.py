@@ -87,35 +87,45 @@ class TextEncoder(Config):
     """CLIP, trained on the dataset with the contrastive loss; its text tower conditions the denoiser."""
 
     width: PositiveInt = 128
-    layers: PositiveInt = 4
+    layers: PositiveInt = 3  # of the text tower
+    image_layers: PositiveInt = 3
     heads: PositiveInt = 4
     patch: PositiveInt = 8
-    images: PositiveInt = 60_000  # images seen
+    images: PositiveInt = 40_000  # images seen
     batch_size: PositiveInt = 256  # global
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)  # of AdamW
+    muon_rate: float = Field(default=0.02, ge=0)  # of Muon, for matrices; 0 trains them with AdamW
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class Autoencoder(Config):
     """AutoencoderKL; the down-sampling factor is 2 ** (len(channels) - 1)."""
 
-    channels: tuple[PositiveInt, ...] = (32, 64, 64)
+    channels: tuple[PositiveInt, ...] = (16, 32, 64)
+    layers_per_block: PositiveInt = 1
+    norm_groups: PositiveInt = 8
+    attention: bool = False  # in the middle block
     latent_channels: PositiveInt = 4
-    images: PositiveInt = 20_000
-    batch_size: PositiveInt = 64
-    learning_rate: float = Field(default=2e-3, gt=0)
+    images: PositiveInt = 12_000
+    batch_size: PositiveInt = 16
+    learning_rate: float = Field(default=4e-3, gt=0)
+    muon_rate: float = Field(default=0.02, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     kl_weight: float = Field(default=1e-4, ge=0)
 
 
 class Denoiser(Config):
     """UNet2DConditionModel on latents, flow matching with logit-normal times (Esser et al. 2024)."""
 
-    channels: tuple[PositiveInt, ...] = (96, 192)
+    channels: tuple[PositiveInt, ...] = (64, 128)
     layers_per_block: PositiveInt = 1
+    norm_groups: PositiveInt = 16
     heads: PositiveInt = 4
+    cross_attention: tuple[bool, ...] = ()  # by level, the finest first; none: the middle block alone reads tokens
     images: PositiveInt = 40_000
     batch_size: PositiveInt = 64
     learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: Fraction = 0.02
+    muon_rate: float = Field(default=0.02, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     caption_dropout: Fraction = 0.1
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
@@ -129,8 +139,10 @@ class Train(Config):
     text_encoder: TextEncoder = TextEncoder()
     autoencoder: Autoencoder = Autoencoder()
     denoiser: Denoiser = Denoiser()
+    warmup: Fraction = 0.05  # share of the steps over which the rates rise
+    cooldown: Fraction = 0.6  # share of the steps over which they fall
     precision: Literal["bf16", "fp32"] = "bf16"  # of autocast; master weights are always fp32
-    gradient_clip: float = Field(default=1.0, gt=0)
+    gradient_clip: float = Field(default=1.0, gt=0)  # where AdamW trains alone; Muon's steps have a fixed norm
 
 
 class Retrain(Config):

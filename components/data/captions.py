@@ -42,9 +42,7 @@ _PLACE = re.compile(
     rf"(?:(?:at|in|on|near|to) )?{_ARTICLES}\b({'|'.join(PLACES)})\b"
     r"(?: (?:corner|part))?(?: of the picture| of)?"
 )
-_RELATION = re.compile(
-    r"(?:(?:is|placed|and) )?(?:to the |on the |at the )?\b(above|below|left of|right of)\b"
-)
+_RELATION = re.compile(r"(?:(?:is|placed|and) )?(?:to the |on the |at the )?\b(above|below|left of|right of)\b")
 _ITEM = re.compile(
     rf"^{_ARTICLES}(?P<count>{'|'.join(_NUMBER)})?\s*"
     rf"(?P<size>{'|'.join(SIZES)})?\s*(?P<colour>{'|'.join(COLOURS)})?\s*"

@@ -12,6 +12,7 @@ pictures whose mean brightness is near enough are compared, so that a crowded ha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 Thumbs = npt.NDArray[np.uint8]  # (n, 16, 16, 3)
-_PAIRS_AT_ONCE = 200_000  # of thumbnails compared: about 600 MB at 768 values of 4 bytes would be 200k pairs
+_PAIRS_AT_ONCE = 50_000  # compared at once: at most about 300 MB for their thumbnails
 _SLACK = 1e-3
 
 
@@ -90,9 +91,10 @@ def near_pairs(plain: Hashes, mirrored: Hashes, thumbs: Thumbs, bits: int, dista
 def thumb_distances(some: Thumbs, others: Thumbs) -> npt.NDArray[np.float64]:
     """Mean absolute difference (0..255) of each pair of thumbnails, of the picture or its mirror image."""
     a, b = some.astype(np.int16), others.astype(np.int16)
-    straight = np.abs(a - b).mean(axis=(1, 2, 3), dtype=np.float64)
-    turned = np.abs(a - b[:, :, ::-1]).mean(axis=(1, 2, 3), dtype=np.float64)
-    return np.minimum(straight, turned)
+    straight = np.abs(a - b).sum(axis=(1, 2, 3), dtype=np.int64)
+    turned = np.abs(a - b[:, :, ::-1]).sum(axis=(1, 2, 3), dtype=np.int64)
+    result: npt.NDArray[np.float64] = np.minimum(straight, turned) / float(np.prod(a.shape[1:]))
+    return result
 
 
 def hash_distances(plain: Hashes, mirrored: Hashes, i: Ints, j: Ints) -> npt.NDArray[np.uint8]:
@@ -109,7 +111,7 @@ def _close_entries(plain: Hashes, mirrored: Hashes, bits: int) -> Iterator[tuple
     yield every, every
     bands = bits + 1
     edges = [64 * b // bands for b in range(bands + 1)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         mask = np.uint64((1 << (end - begin)) - 1)
         keys = (plain >> np.uint64(begin)) & mask
         by_key = np.argsort(keys, kind="stable").astype(np.int64)
@@ -142,4 +144,5 @@ def _ranges(starts: Any, lengths: Any) -> Ints:
     lengths = np.asarray(lengths, dtype=np.int64)
     total = int(lengths.sum())
     offsets = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.arange(total, dtype=np.int64) - offsets + np.repeat(np.asarray(starts, dtype=np.int64), lengths)
+    result: Ints = np.arange(total, dtype=np.int64) - offsets + np.repeat(np.asarray(starts, dtype=np.int64), lengths)
+    return result

@@ -32,7 +32,6 @@ from components.data.pictures import Picture, normalise
 from components.data.shards import Sample, ledger_table, parquet_bytes, tar_bytes
 from components.runtime.storage import write_bytes
 
-
 _ROW = struct.Struct(">q")  # goes before every body through the engine, so that the resizer knows its row
 
 
@@ -195,7 +194,7 @@ class _Opener:
         self._fetcher, self._shard = fetcher, shard
 
     def open(self, request: urllib.request.Request, _data: object = None, _timeout: object = None) -> _Answer:
-        return self._shard._open(self._fetcher, int(request.fragment or ""))
+        return self._shard._open(self._fetcher, int(request.full_url.rpartition("#")[2]))
 
 
 class _Answer:

@@ -67,7 +67,7 @@ class Fetcher:
 
     limits: Collect
     guard: Guard
-    _robots: dict[str, Robots] = field(default_factory=dict)
+    _robots: dict[str, Robots | Refusal] = field(default_factory=dict)
     _robots_locks: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _kept: threading.local = field(default_factory=threading.local)
@@ -88,7 +88,7 @@ class Fetcher:
                 if refusal.reason not in TRANSIENT or refusal.final or attempt == self.limits.max_attempts:
                     raise
                 # exponential backoff with jitter, so that a struggling host is not met in step
-                pause = 0.1 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
+                pause = 0.1 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
                 time.sleep(max(pause, min(refusal.retry_after or 0.0, 5.0)))
         raise AssertionError("max_attempts is at least 1")
 
@@ -141,14 +141,22 @@ class Fetcher:
             lock = self._robots_locks.setdefault(target.origin, threading.Lock())
         with lock:  # the first thread asks, the others wait for its answer
             if target.origin not in self._robots:
-                self._robots[target.origin] = self._read_robots(target)
-            return self._robots[target.origin]
+                try:
+                    self._robots[target.origin] = self._read_robots(target)
+                except Refusal as refusal:  # a dead host is waited for once, not once for each of its URLs
+                    self._robots[target.origin] = refusal
+            found = self._robots[target.origin]
+        if isinstance(found, Robots):
+            return found
+        again = Refusal(found.reason, f"robots.txt: {found.detail}", found.http_status)
+        again.final = True
+        raise again
 
     def _read_robots(self, target: Target) -> Robots:
         """RFC 9309 2.3.1: none (4xx) allows all, a failing server (5xx) disallows all."""
         url = f"{target.origin}/robots.txt"
-        deadline = time.monotonic() + self.limits.timeout_s
         for attempt in range(1, self.limits.max_attempts + 1):
+            deadline = time.monotonic() + self.limits.timeout_s
             try:
                 here = url
                 for _ in range(6):

@@ -13,7 +13,7 @@ Rejection = tuple[DropReason, str]
 def clean_caption(caption: str | None) -> str:
     """The caption in Unicode NFC, runs of white space as one space, none at the ends; control characters go."""
     text = unicodedata.normalize("NFC", caption or "")
-    text = "".join(c if not unicodedata.category(c).startswith("C") or c.isspace() else "" for c in text)
+    text = "".join(c if unicodedata.category(c) not in ("Cc", "Cs") or c.isspace() else "" for c in text)
     return " ".join(text.split())
 
 

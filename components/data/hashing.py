@@ -61,10 +61,10 @@ def phash(grey: Image.Image) -> tuple[int, int]:
     2010, "Implementation and benchmarking of perceptual image hash functions", as in imagehash). Mirroring
     negates the odd horizontal frequencies, so the second hash needs no second transform.
     """
-    import cv2
+    from scipy.fft import dctn
 
     small = np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float32)
-    low = cv2.dct(small)[:8, :8]
+    low = np.asarray(dctn(small, norm="ortho"), dtype=np.float32)[:8, :8]
     return _packed(low), _packed(low * _ODD[None, :])
 
 

@@ -50,8 +50,9 @@ def as_list(table: pa.Table, url_column: str, caption_column: str, where: str) -
     """
     for key, column in (("url_column", url_column), ("caption_column", caption_column)):
         if column not in table.column_names:
+            found = ", ".join(map(repr, table.column_names)) or "none"
             raise InputError(
-                f"The list {where} has no column {column!r}; it has {', '.join(map(repr, table.column_names)) or 'none'}",
+                f"The list {where} has no column {column!r}; it has {found}",
                 expected=f"a column of {'URLs' if key == 'url_column' else 'captions'} called {column!r}",
                 remedy=f"name the right column with --set collect.{key}=NAME",
             )

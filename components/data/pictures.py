@@ -82,7 +82,7 @@ def normalise(body: bytes, side: int, max_pixels: int) -> Picture:
 def as_rgb(image: Image.Image) -> Image.Image:
     """The picture in 8-bit RGB; transparency is laid over white, 16-bit grey is scaled to 8."""
     if image.mode.startswith("I") or image.mode == "F":
-        low, high = (float(v) for v in image.getextrema())  # type: ignore[arg-type]
+        low, high = (float(v) for v in image.getextrema())
         scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or high > 255 or low < 0 else 1.0
         image = image.convert("F").point(lambda v: v * scale + 0.0).convert("L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

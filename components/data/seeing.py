@@ -111,8 +111,7 @@ def _pixels(image: npt.NDArray[np.uint8] | Image.Image) -> F32:
     if not isinstance(image, Image.Image):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
-                "grader: expected uint8 pixels of shape (height, width, 3), "
-                f"found {image.dtype} of {image.shape}"
+                f"grader: expected uint8 pixels of shape (height, width, 3), found {image.dtype} of {image.shape}"
             )
         if max(image.shape[:2]) <= _LARGEST_SIDE:
             return image.astype(np.float32)

@@ -7,7 +7,6 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,22 +29,22 @@ def tar_bytes(samples: Sequence[Sample]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            text = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False).encode()
-            parts = ((sample.ending, sample.picture), ("txt", str(sample.meta["caption"] or "").encode()), ("json", text))
-            for ending, data in parts:
+            caption = str(sample.meta["caption"] or "").encode()
+            meta = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False).encode()
+            for ending, data in ((sample.ending, sample.picture), ("txt", caption), ("json", meta)):
                 info = tarfile.TarInfo(f"{sample.key}.{ending}")
                 info.size, info.mode = len(data), 0o644
                 tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
 
-def read_tar(path: str | Path) -> Iterator[Sample]:
-    """The samples of a shard, in order.
+def read_tar(data: bytes) -> Iterator[Sample]:
+    """The samples of a shard's bytes, in order.
 
     Raises:
         tarfile.TarError, ValueError: the shard is damaged.
     """
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         ending, picture = "", b""
         for member in tar:
             file = tar.extractfile(member)

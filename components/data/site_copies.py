@@ -9,7 +9,7 @@ as originals from everything else. A threshold between the two separates them ex
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ _HASH_BITS = 3  # a copy stays within this many bits of a 64-bit DCT hash, flip-
 _HASH_DOUBT = 1.5  # coefficients this near to the median may fall on either side after another resize
 
 Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
 
 
@@ -54,37 +55,64 @@ def thumb_distance(one: Bytes, other: Bytes) -> float:
     return float(min(np.abs(a - b).mean(), np.abs(a - b[:, ::-1]).mean()))
 
 
-def too_near(thumbs: Bytes, fresh: npt.NDArray[np.intp], settled: npt.NDArray[np.intp]) -> list[int]:
-    """Which of the ``fresh`` thumbnails lie nearer than ``ORIGINALS_APART`` to a settled or earlier fresh one."""
-    # the means of 4 x 4 blocks give a lower bound of the distance: only pairs below it are measured
-    coarse = thumbs.reshape(len(thumbs), 4, 4, 4, 4, 3).mean(axis=(2, 4), dtype=np.float32)
-    flat = coarse.reshape(len(thumbs), -1)
-    mirrored = coarse[:, :, ::-1].reshape(len(thumbs), -1)
-    rejected: set[int] = set()
-    for start in range(0, len(fresh), 512):
-        block = fresh[start : start + 512]
-        others = np.concatenate([settled, fresh[: start + len(block)]])
-        suspects = set()
-        for features in (flat, mirrored):
-            near = cdist(flat[block], features[others], "cityblock") < ORIGINALS_APART * flat.shape[1]
-            suspects |= {(int(block[i]), int(others[j])) for i, j in np.argwhere(near)}
+class Crowd:
+    """Thumbnails of pictures that must stay apart, by index."""
+
+    def __init__(self, size: int) -> None:
+        self.thumbs: Bytes = np.zeros((size, THUMB, THUMB, 3), dtype=np.uint8)
+        self._coarse: Floats = np.zeros((size, 4, 4, 3), dtype=np.float32)
+
+    def put(self, index: int, thumb: Bytes) -> None:
+        self.thumbs[index] = thumb
+        self._coarse[index] = thumb.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3), dtype=np.float32)
+
+    def add(self, thumb: Bytes) -> None:
+        self.thumbs = np.concatenate([self.thumbs, thumb[None]])
+        self._coarse = np.concatenate([self._coarse, np.zeros((1, 4, 4, 3), dtype=np.float32)])
+        self.put(len(self.thumbs) - 1, thumb)
+
+    def too_near(self, fresh: Indices, settled: Indices) -> list[int]:
+        """Which fresh ones lie nearer than ``ORIGINALS_APART`` to a settled or an earlier fresh one."""
+        everyone = np.concatenate([settled, fresh])
+        means = self._coarse.mean(axis=(1, 2, 3))
+        everyone = everyone[np.argsort(means[everyone], kind="stable")]
+        ordered = means[everyone]
+        line = fresh[np.argsort(means[fresh], kind="stable")]
+        suspects: set[tuple[int, int]] = set()
+        for start in range(0, len(line), 128):
+            # the distance of means, and of 4 x 4 blocks, is a lower bound: only pairs below it are measured
+            block = line[start : start + 128]
+            low, high = means[block[0]] - ORIGINALS_APART, means[block[-1]] + ORIGINALS_APART
+            others = everyone[np.searchsorted(ordered, low) : np.searchsorted(ordered, high, "right")]
+            for mirrored in (False, True):
+                bounds = cdist(self._flat(block), self._flat(others, mirrored), "cityblock") / 48
+                near = np.argwhere(bounds < ORIGINALS_APART)
+                suspects |= {(int(block[i]), int(others[j])) for i, j in near}
+        waiting = {int(i) for i in fresh}
+        rejected: set[int] = set()
         for index, other in sorted(suspects):
-            # of two fresh ones the later in line is drawn again
-            earlier = other != index and other not in rejected and index not in rejected
-            if earlier and thumb_distance(thumbs[index], thumbs[other]) < ORIGINALS_APART:
-                both_fresh = other in block
-                rejected.add(max(index, other) if both_fresh else index)
-    return sorted(rejected)
+            # two fresh ones come up in both orders: the later of them looks back at the earlier
+            if other in waiting and (other >= index or other in rejected):
+                continue
+            distance = thumb_distance(self.thumbs[index], self.thumbs[other])
+            if index != other and distance < ORIGINALS_APART:
+                rejected.add(index)
+        return sorted(rejected)
 
+    def alone(self, thumb: Bytes, but: int) -> bool:
+        """True if the thumbnail is about as far as an original from all others, that at ``but`` excepted."""
+        limit = ORIGINALS_APART - 0.3
+        coarse = thumb.reshape(1, 4, 4, 4, 4, 3).mean(axis=(2, 4), dtype=np.float32)
+        flat = self._coarse.reshape(len(self._coarse), -1)
+        for probe in (coarse, coarse[:, :, ::-1]):
+            near = np.flatnonzero(cdist(probe.reshape(1, -1), flat, "cityblock")[0] < limit * 48)
+            if any(i != but and thumb_distance(thumb, self.thumbs[i]) < limit for i in near):
+                return False
+        return True
 
-def far_from_all(thumb: Bytes, thumbs: Bytes, but: int) -> bool:
-    """True if the thumbnail is as far as an original from all thumbnails, that at ``but`` excepted."""
-    difference = thumbs.astype(np.int16) - thumb
-    distances = np.abs(difference).mean(axis=(1, 2, 3))
-    mirrored = np.abs(thumbs[:, :, ::-1].astype(np.int16) - thumb).mean(axis=(1, 2, 3))
-    near = np.minimum(distances, mirrored) < ORIGINALS_APART - 0.3
-    near[but] = False
-    return not bool(near.any())
+    def _flat(self, which: Indices, mirrored: bool = False) -> Floats:
+        coarse = self._coarse[which]
+        return (coarse[:, :, ::-1] if mirrored else coarse).reshape(len(which), -1)
 
 
 @dataclass(frozen=True)
@@ -114,14 +142,15 @@ def _cropped(left: int, top: int, right: int, bottom: int) -> Callable[[Image.Im
     return change
 
 
+#: The harder ones first: fewer pictures are still known to a hash after a crop.
 COPY_KINDS: tuple[CopyKind, ...] = (
-    CopyKind("near_reencoded", lambda image: image, 62),
-    CopyKind("near_mirrored", ImageOps.mirror, 90),
-    CopyKind("near_resized", _resized(0.8), 90),
     CopyKind("near_cropped", _cropped(0, 0, 2, 2), 92),
+    CopyKind("near_cropped", _cropped(2, 2, 0, 0), None),
+    CopyKind("near_mirrored", ImageOps.mirror, 90),
+    CopyKind("near_reencoded", lambda image: image, 62),
+    CopyKind("near_resized", _resized(0.8), 90),
     CopyKind("near_reencoded", lambda image: image, 75),
     CopyKind("near_resized", _resized(1.25), 90),
-    CopyKind("near_cropped", _cropped(2, 2, 0, 0), None),
 )
 
 
@@ -149,18 +178,56 @@ def doubtful_bits(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) 
     return worst
 
 
-def make_copy(original: Image.Image, thumb: Bytes, kind: CopyKind) -> tuple[bytes, Bytes] | None:
-    """The copy's file and thumbnail; ``None`` where a perceptual hash could not know the original again.
+@dataclass(frozen=True)
+class Copy:
+    """A near-duplicate of the picture at index ``of``."""
 
-    Copies that a hash must miss (a symmetric picture has coefficients of about nothing, whose signs are
-    noise) would make the truth a matter of luck, so other originals are taken for these.
+    of: int
+    kind: CopyKind
+    data: bytes
+
+
+def near_copies(files: Sequence[bytes], order: Sequence[int], crowd: Crowd, wanted: int) -> list[Copy]:
+    """Near-duplicates of pictures taken in this order, the kinds as equal in number as can be.
+
+    Copies that a perceptual hash must miss would make the truth a matter of luck (a symmetric picture has
+    coefficients of about nothing, whose signs are noise): these pictures are passed over. Fewer than
+    ``wanted`` come back only when there are too few pictures. ``crowd`` takes up what is made.
     """
-    before = frequencies(original)
-    if doubtful_bits(before, before) > _HASH_BITS:
-        return None
+    left = {i: wanted // len(COPY_KINDS) + (i < wanted % len(COPY_KINDS)) for i in range(len(COPY_KINDS))}
+    used: set[int] = set()
+    copies: list[Copy] = []
+    for strict in (True, False):  # what the harder kinds could not fill, the others may
+        for index in order:
+            if len(copies) == wanted:
+                return copies
+            if index in used:
+                continue
+            original = decode(files[index])
+            before = frequencies(original)
+            if doubtful_bits(before, before) > _HASH_BITS:
+                continue
+            for number, kind in enumerate(COPY_KINDS):
+                if strict and not left[number]:
+                    continue
+                data = _copy(original, before, index, kind, crowd)
+                if data is not None:
+                    copies.append(Copy(index, kind, data))
+                    used.add(index)
+                    left[number] -= 1
+                    break
+    return copies
+
+
+def _copy(
+    original: Image.Image, before: npt.NDArray[np.float64], index: int, kind: CopyKind, crowd: Crowd
+) -> bytes | None:
     data = encode(kind.change(original), kind.quality)
     image = decode(data)
-    copy = thumbnail(image)
-    if thumb_distance(thumb, copy) > COPY_WITHIN or doubtful_bits(before, frequencies(image)) > _HASH_BITS:
+    thumb = thumbnail(image)
+    if thumb_distance(crowd.thumbs[index], thumb) > COPY_WITHIN:
         return None
-    return data, copy
+    if doubtful_bits(before, frequencies(image)) > _HASH_BITS or not crowd.alone(thumb, index):
+        return None
+    crowd.add(thumb)
+    return data

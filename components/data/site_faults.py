@@ -9,10 +9,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 
 import numpy as np
 from PIL import Image
 
+from components.contracts.errors import InputError
 from components.contracts.records import CollectReason, DropReason
 from components.data.scenes import Scene
 from components.data.site_copies import encode
@@ -54,7 +57,14 @@ _HTML = (
     b"<!doctype html><html><head><title>Sign in</title></head><body><h1>Sign in to see this picture</h1>"
     b"<p>The picture has moved.</p></body></html>"
 )
-_PRIVATE = ("http://10.0.0.1", "http://169.254.169.254", "http://192.168.1.1", "http://[::1]:9", "http://127.0.0.1:9")
+_PRIVATE = (
+    "http://10.0.0.1",
+    "http://169.254.169.254",
+    "http://192.168.1.1",
+    "http://[::1]:9",
+    "http://127.0.0.1:9",
+)
+_SOMEWHERE = "/{prefix}/{number:06d}.jpg"
 _SCHEMES = ("ftp://127.0.0.1", "file://", "gopher://127.0.0.1")
 
 
@@ -73,7 +83,9 @@ class Draft:
     elsewhere: str = ""  # a whole URL, with {prefix} and {number}
     redirect: str | None = None  # {hop} leads to the page, {self} round in a circle
 
-    def dropped(self, reason: str, kind: str, caption: str, page: Page | None = None, original: Draft | None = None) -> Draft:
+    def dropped(
+        self, reason: str, kind: str, caption: str, page: Page | None = None, original: Draft | None = None
+    ) -> Draft:
         """The same picture, as a row that prepare must drop."""
         clean = Page((page or self.page).body, (page or self.page).content_type)
         return Draft(caption, clean, "prepare_dropped", str(DropReason(reason)), kind, self.scene, original)
@@ -87,9 +99,13 @@ class Draft:
 def special_pictures(counts: dict[str, int], size: int, rng: np.random.Generator) -> list[Page]:
     """Blank pictures, each of another strong colour, so that none resembles another."""
     levels = [30, 70, 110, 150, 190, 230]
-    colours = [(r, g, b) for r in levels for g in levels for b in levels if max(r, g, b) - min(r, g, b) > 80]
+    colours = [c for c in product(levels, repeat=3) if max(c) - min(c) > 80]
     if counts["blank"] > len(colours):
-        raise ValueError(f"world site: expected at most {len(colours)} blank pictures, found {counts['blank']}")
+        raise InputError(
+            f"The world's website was asked for {counts['blank']} blank pictures",
+            expected=f"at most {len(colours)}, each of another colour",
+            remedy="lower the rate of blank pictures",
+        )
     chosen = [colours[i] for i in rng.permutation(len(colours))[: counts["blank"]]]
     pages = []
     for number, colour in enumerate(chosen):
@@ -102,12 +118,15 @@ def special_pictures(counts: dict[str, int], size: int, rng: np.random.Generator
 def flaws(drafts: Sequence[Draft], blanks: Sequence[Page], counts: dict[str, int]) -> list[Draft]:
     """Rows that arrive and must be dropped for what they are. The last of ``drafts`` are tiny already."""
     empty, long = counts["caption_empty"], counts["caption_too_long"]
-    rows = [d.dropped("caption_empty", "caption_empty", ("", "   ")[i % 2]) for i, d in enumerate(drafts[:empty])]
+    rows = []
+    for number, draft in enumerate(drafts[:empty]):
+        rows.append(draft.dropped("caption_empty", "caption_empty", ("", "   ")[number % 2]))
     for draft in drafts[empty : empty + long]:
         rows.append(draft.dropped("caption_too_long", "caption_too_long", " ; ".join([draft.caption] * 40)))
     rows += [draft.dropped("too_small", "tiny", draft.caption) for draft in drafts[empty + long :]]
     for number, page in enumerate(blanks):
-        rows.append(Draft(f"picture number {number}", page).dropped("blank", "blank", f"picture number {number}"))
+        caption = f"picture number {number}"
+        rows.append(Draft(caption, page).dropped("blank", "blank", caption))
     return rows
 
 
@@ -120,13 +139,12 @@ def failures(
 ) -> list[Draft]:
     """Rows that never become samples; and some of the ``originals`` get a fault that heals, in place."""
     free = [int(i) for i in rng.permutation(len(originals))]
+    harmless = ("all", "max-snippet:-1, max-image-preview:large")
     heal: dict[str, Callable[[Draft, int], Draft]] = {
         "flaky": lambda d, i: _with(d, "flaky", fail_first=((500,), (503,), (503, 500))[i % 3]),
         "slow": lambda d, i: _with(d, "slow", drip_s=0.15 + 0.05 * (i % 4)),
         "redirected": lambda d, i: replace(d, kind="redirected", redirect="{hop}"),
-        "harmless_header": lambda d, i: _with(
-            d, "harmless_header", headers=(("X-Robots-Tag", ("all", "max-snippet:-1, max-image-preview:large")[i % 2]),)
-        ),
+        "harmless_header": lambda d, i: _with(d, "harmless_header", headers=(("X-Robots-Tag", harmless[i % 2]),)),
     }
     healed: dict[int, Draft] = {}
     for name, change in heal.items():
@@ -159,32 +177,35 @@ def _failing(drip_seconds: float) -> dict[str, Callable[[Draft, int], Draft]]:
             return _lost(d, reason.TIMEOUT, "stall", stall_s=drip_seconds)
         return _lost(d, reason.TIMEOUT, "drip", drip_s=drip_seconds)
 
+    def address(d: Draft, i: int) -> Draft:
+        if i % 4 == 3:
+            return d.failed(reason.REFUSED_ADDRESS, "redirect_inside", redirect=f"{_PRIVATE[1]}/latest/")
+        where = _PRIVATE[i % len(_PRIVATE)] + _SOMEWHERE
+        return d.failed(reason.REFUSED_ADDRESS, "address", elsewhere=where)
+
     tags = ("noai", "noimageai", "noai, noimageai", "max-snippet:-1, noai", "NoImageAI")
     return {
         "http_404": lambda d, i: _lost(
             d, reason.HTTP_404, "gone", status=(404, 404, 410)[i % 3], body=_HTML, content_type="text/html"
         ),
         "http_error": lambda d, i: _lost(
-            d, reason.HTTP_ERROR, "broken", status=(500, 403, 503)[i % 3], body=_HTML, content_type="text/html"
+            d,
+            reason.HTTP_ERROR,
+            "broken",
+            status=(500, 403, 503)[i % 3],
+            body=_HTML,
+            content_type="text/html",
         ),
         "too_slow": too_slow,
         "hang_up": lambda d, i: _lost(d, reason.CONNECTION, "hang_up", hang_up=True),
         "truncated": truncated,
         "not_an_image": html,
         "robots_disallowed": lambda d, i: d.failed(reason.ROBOTS_DISALLOWED, "private", folder="private"),
-        "opt_out": lambda d, i: _lost(
-            d, reason.OPT_OUT, "opt_out", headers=(("X-Robots-Tag", tags[i % len(tags)]),)
-        ),
+        "opt_out": lambda d, i: _lost(d, reason.OPT_OUT, "opt_out", headers=(("X-Robots-Tag", tags[i % len(tags)]),)),
         "refused_scheme": lambda d, i: d.failed(
-            reason.REFUSED_SCHEME, "scheme", elsewhere=_SCHEMES[i % len(_SCHEMES)] + "/{prefix}/{number:06d}.jpg"
+            reason.REFUSED_SCHEME, "scheme", elsewhere=_SCHEMES[i % len(_SCHEMES)] + _SOMEWHERE
         ),
-        "refused_address": lambda d, i: (
-            d.failed(
-                reason.REFUSED_ADDRESS, "address", elsewhere=_PRIVATE[i % len(_PRIVATE)] + "/{prefix}/{number:06d}.jpg"
-            )
-            if i % 4 != 3
-            else d.failed(reason.REFUSED_ADDRESS, "redirect_inside", redirect="http://169.254.169.254/latest/")
-        ),
+        "refused_address": address,
         "redirect_loop": lambda d, i: d.failed(reason.TOO_MANY_REDIRECTS, "redirect_loop", redirect="{self}"),
         "too_many_bytes": lambda d, i: _lost(
             d, reason.TOO_MANY_BYTES, "huge_body", zeros=BODY_TOO_LARGE - len(d.page.body)
@@ -203,6 +224,7 @@ def _lost(draft: Draft, reason: CollectReason, kind: str, **changes: object) -> 
     return draft.failed(reason, kind, page=replace(draft.page, **changes))  # type: ignore[arg-type]
 
 
+@cache
 def _bomb(width: int, height: int) -> bytes:
     """A valid white PNG of one bit a pixel: small as a file, huge once decoded."""
 
@@ -210,5 +232,5 @@ def _bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     rows = (b"\0" + b"\xff" * ((width + 7) // 8)) * height
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")

@@ -12,27 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from components.contracts.errors import InputError
 from components.data.captions import phrasings
 from components.data.scenes import Scene
 from components.data.site_copies import (
-    COPY_KINDS,
     Bytes,
+    Crowd,
+    Indices,
     decode,
     encode,
-    far_from_all,
-    make_copy,
+    near_copies,
     thumbnail,
-    too_near,
 )
-from components.data.site_faults import FAULT_RATES, Draft, failures, flaws, special_pictures
+from components.data.site_faults import FAULT_RATES, NO_FAULTS, Draft, failures, flaws, special_pictures
 from components.data.site_pages import Page, SiteRow, absolute, write_rows
 from components.data.world import WorldSpec, all_singles, render, sample_scene
 
-_ROUNDS = 60  # draws after which a picture takes another scene, and then gives up
+__all__ = ["FAULT_RATES", "NO_FAULTS", "WorldSite", "build_world_site"]
+
+_ROUNDS = 80  # draws of a picture, at most
+_OTHER_SCENE = 6  # draws after which a picture takes another scene
+_STALLED = 12  # rounds without a picture finding its place, after which there is no room
 
 
 @dataclass(frozen=True)
@@ -118,23 +120,13 @@ def build_world_site(
     singular = special_pictures(counts, size, rng)  # blank pictures: no other may resemble them
     wanted = n + sum(counts[name] for name in ("caption_empty", "caption_too_long", "too_small"))
     sides = [size] * (wanted - counts["too_small"]) + [8] * counts["too_small"]
-    drawn = _distinct(scenes, sides, singular, seed)
-    drafts = [
-        Draft(phrasings(d.scene)[int(rng.integers(len(phrasings(d.scene))))], d.page, scene=d.scene)
-        for d in drawn
-    ]
+    drafts, crowd = _distinct(scenes, sides, singular, seed)
+    drafts = [replace(draft, caption=_said(draft, rng)) for draft in drafts]
     originals, rest = drafts[:n], drafts[n:]
     flawed = flaws(rest, singular, counts)
     flawed += failures(originals, counts, rng, _fresh(scenes, size, rng), drip_seconds)
-    copies = _copies(originals, drawn, counts, seed)
+    copies = _copies(originals, crowd, counts, seed)
     return _laid_out(prefix, originals, flawed, copies, rng)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    scene: Scene
-    page: Page
-    thumb: Bytes
 
 
 def _scenes(spec: WorldSpec, feature: tuple[str, ...], rng: np.random.Generator) -> Iterator[Scene]:
@@ -183,27 +175,33 @@ def _page(data: bytes, quality: int | None) -> Page:
 
 def _distinct(
     scenes: Iterator[Scene], sides: Sequence[int], singular: Sequence[Page], seed: int
-) -> list[_Drawn]:
+) -> tuple[list[Draft], Crowd]:
     """One picture a side, all of them apart from each other and from the singular ones."""
     count = len(sides)
-    thumbs = np.zeros((count + len(singular), 16, 16, 3), dtype=np.uint8)
+    crowd = Crowd(count + len(singular))
     for i, page in enumerate(singular):
-        thumbs[count + i] = thumbnail(decode(page.body))
+        crowd.put(count + i, thumbnail(decode(page.body)))
     chosen = [next(scenes) for _ in sides]
     pages: list[Page] = [Page()] * count
-    settled: npt.NDArray[np.intp] = np.arange(count, count + len(singular))
-    fresh: npt.NDArray[np.intp] = np.arange(count)
+    settled: Indices = np.arange(count, count + len(singular))
+    fresh: Indices = np.arange(count)
+    stalled = 0
     for attempt in range(_ROUNDS):
         for i in fresh:
-            if attempt and attempt % 6 == 0:
+            if attempt and attempt % _OTHER_SCENE == 0:
                 chosen[i] = next(scenes)
             number = int(np.random.SeedSequence([seed, int(i), attempt]).generate_state(1)[0])
-            pages[i], thumbs[i] = _draw(chosen[i], sides[i], number)
-        again = np.array(too_near(thumbs, fresh, settled), dtype=np.intp)
+            pages[i], thumb = _draw(chosen[i], sides[i], number)
+            crowd.put(i, thumb)
+        again = np.array(crowd.too_near(fresh, settled), dtype=np.intp)
         settled = np.concatenate([settled, np.setdiff1d(fresh, again)])
+        stalled = stalled + 1 if len(again) > 0.99 * len(fresh) else 0
         fresh = again
+        if stalled >= _STALLED:
+            break
         if not len(fresh):
-            return [_Drawn(*parts) for parts in zip(chosen, pages, thumbs[:count], strict=True)]
+            drafts = [Draft("", page, scene=scene) for scene, page in zip(chosen, pages, strict=True)]
+            return drafts, crowd
     raise InputError(
         f"{len(fresh)} of {count} pictures of the world could not be kept apart from the others",
         expected="a world with enough scenes for so many pictures",
@@ -219,37 +217,27 @@ def _fresh(scenes: Iterator[Scene], size: int, rng: np.random.Generator) -> Iter
         yield Draft(phrasings(scene)[0], page, scene=scene)
 
 
-def _copies(originals: list[Draft], drawn: list[_Drawn], counts: dict[str, int], seed: int) -> list[Draft]:
+def _copies(originals: list[Draft], crowd: Crowd, counts: dict[str, int], seed: int) -> list[Draft]:
     """Exact and near-duplicates, each of another original as far as there are enough."""
     rng = np.random.default_rng([0xC0B1, seed])
     order = [int(i) for i in rng.permutation(len(originals))]
     copies = []
-    for number in range(counts["duplicate_exact"]):
+    exact = counts["duplicate_exact"]
+    for number in range(exact):
         of = originals[order[number % len(order)]]
-        words = phrasings(of.scene) if of.scene else [of.caption]
-        caption = words[int(rng.integers(len(words)))]
-        copies.append(of.dropped("duplicate_exact", "exact_copy", caption, original=of))
-    thumbs = np.stack([d.thumb for d in drawn])
-    made = 0
-    queue = [order[(counts["duplicate_exact"] + i) % len(order)] for i in range(len(order))]
-    for lap in range(len(COPY_KINDS)):  # what does not suit one kind of copy may suit the next
-        for position, index in enumerate(queue):
-            if made == counts["duplicate_near"]:
-                return copies
-            kind = COPY_KINDS[made % len(COPY_KINDS)]
-            if index < 0:
-                continue
-            copy = make_copy(decode(originals[index].page.body), drawn[index].thumb, kind)
-            if copy is None or not far_from_all(copy[1], thumbs, index):
-                continue
-            thumbs = np.concatenate([thumbs, copy[1][None]])
-            queue[position] = -1
-            made += 1
-            of = originals[index]
-            page = _page(copy[0], kind.quality)
-            caption = phrasings(of.scene)[lap % 4] if of.scene else of.caption
-            copies.append(of.dropped("duplicate_near", kind.name, caption, page=page, original=of))
+        copies.append(of.dropped("duplicate_exact", "exact_copy", _said(of, rng), original=of))
+    order = order[exact % len(order) :] + order[: exact % len(order)]
+    for copy in near_copies([d.page.body for d in originals], order, crowd, counts["duplicate_near"]):
+        of = originals[copy.of]
+        page = _page(copy.data, copy.kind.quality)
+        copies.append(of.dropped("duplicate_near", copy.kind.name, _said(of, rng), page=page, original=of))
     return copies
+
+
+def _said(draft: Draft, rng: np.random.Generator) -> str:
+    """One phrasing of the draft's scene."""
+    words = phrasings(draft.scene) if draft.scene else [draft.caption]
+    return words[int(rng.integers(len(words)))]
 
 
 def _laid_out(

@@ -77,7 +77,8 @@ def copy_tokenizer(artifact: Artifact, max_tokens: int) -> dict[str, bytes]:
     Raises:
         DataError: the artifact has none, or one of another length than ``max_tokens``.
     """
-    folders = sorted(n[: -len("tokenizer.json")] for n in artifact.manifest.files if n.endswith("tokenizer/tokenizer.json"))
+    main = "tokenizer.json"
+    folders = sorted(n[: -len(main)] for n in artifact.manifest.files if n.endswith(f"tokenizer/{main}"))
     if not folders:
         raise DataError(
             f"{artifact.short} holds no tokenizer", expected="a file tokenizer/tokenizer.json",

@@ -31,6 +31,13 @@ class Verdict:
     docs: Path  # index.html of the Data Docs
 
 
+def load() -> None:
+    """Import Great Expectations now; it takes seconds, which a caller may spend beside other work."""
+    apply_quiet_environment()
+    with _quiet():
+        import great_expectations.expectations  # noqa: F401
+
+
 def validate(rows: pd.DataFrame, summary: dict[str, float], prepare: Prepare, docs: Path) -> Verdict:
     """Hold the dataset's metadata against what the recipe expects, and write the Data Docs.
 
@@ -147,7 +154,7 @@ def _sentence(entry: dict[str, Any]) -> str:
     if entry["table"] == "summary":
         return f"{column}: found {entry['examples'][0] if entry['examples'] else 'nothing'}"
     examples = ", ".join(repr(e) for e in entry["examples"])
-    return f"{column}: {entry['unexpected']} of {entry['checked']} rows do not" + (f", e.g. {examples}" if examples else "")
+    return f"{column}: {entry['unexpected']} of {entry['checked']} rows do not{', e.g. ' if examples else ''}{examples}"
 
 
 @contextlib.contextmanager

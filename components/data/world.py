@@ -61,7 +61,7 @@ PLACE_CENTRE: dict[str, tuple[float, float]] = {
 }
 _JITTER = 0.03  # of a single object's centre
 _MARGIN = 0.015  # no object comes nearer to the border than this
-_LIGHT = 16.0  # grey levels: a faint light and shade lies over the background, up to this much
+_LIGHT = 18.0  # grey levels: a faint light and shade lies over the background, up to this much
 _TINT = 9.0  # grey levels: an object's colour moves by up to this much in each channel
 
 
@@ -90,9 +90,7 @@ class WorldSpec:
             object.__setattr__(self, name, given)  # lists from a recipe become tuples
             unknown = [word for word in given if word not in words]
             if unknown or not given or len(set(given)) != len(given):
-                raise ValueError(
-                    f"world {name}: expected some of {', '.join(words)}, each once; found {list(given)!r}"
-                )
+                raise ValueError(f"world {name}: expected some of {', '.join(words)}, each once; found {list(given)!r}")
         if not 8 <= self.image_size <= 4096:
             raise ValueError(f"world image_size: expected 8 to 4096 pixels, found {self.image_size}")
 
@@ -256,6 +254,4 @@ def _complete(scene: Scene) -> None:
     if scene.kind == "count" and scene.count is None:
         unsaid.append("count")
     if unsaid:
-        raise ValueError(
-            f"render: expected a whole scene, found no {', '.join(unsaid)}; sample_scene gives whole ones"
-        )
+        raise ValueError(f"render: expected a whole scene, found no {', '.join(unsaid)}; sample_scene gives whole ones")

@@ -132,9 +132,7 @@ def assess(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
     )
 
 
-def measure(
-    drawn: Drawn, judge: Judge, name: str
-) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Estimate]]:
+def measure(drawn: Drawn, judge: Judge, name: str) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Estimate]]:
     """All metrics of one prompt set, and the R-precision hits behind one of them.
 
     ``fidelity`` (all attributes right) and ``fidelity.<attribute>`` only over prompts of the embedded world;

@@ -66,11 +66,11 @@ class ClipExtractor:
         import json
 
         from transformers import CLIPModel, PreTrainedTokenizerFast
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         try:
-            model = (
-                CLIPModel.from_pretrained(folder, use_safetensors=True).float().eval().requires_grad_(False)
-            )
+            model = CLIPModel.from_pretrained(folder, use_safetensors=True).float().eval().requires_grad_(False)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         except (OSError, ValueError) as error:
             raise ArtifactError(

@@ -90,8 +90,7 @@ class Verdict:
             "reasons": self.reasons,
             "failures": self.failures,
             "comparisons": [
-                asdict(c) | {"difference": c.difference.as_json(), "passed": c.passed}
-                for c in self.comparisons
+                asdict(c) | {"difference": c.difference.as_json(), "passed": c.passed} for c in self.comparisons
             ],
         }
 
@@ -110,9 +109,7 @@ def decide(challenger: Assessment, champion: Assessment | None, policy: Release)
         number = challenger.sets[primary].metrics.get(metric)
         if number is None:
             if floor > 0:
-                passed.append(
-                    f"{metric} is not measured on {primary} prompts: its floor {floor:g} does not apply"
-                )
+                passed.append(f"{metric} is not measured on {primary} prompts: its floor {floor:g} does not apply")
         elif number.value < floor:
             failed.append(f"{metric} on {primary} prompts is {_range(number)}, below the floor {floor:g}")
         elif floor > 0:
@@ -211,9 +208,7 @@ def _sentence(c: Comparison, policy: Release) -> str:
         return f"{head}: not worse than the margin of {c.margin:g}"
     if c.outcome == "worse":
         return f"{head}: worse than the margin of {c.margin:g}"
-    advice = (
-        f"; {c.needed} prompts would pass an equally good model 9 times in 10" if c.needed > gain.n else ""
-    )
+    advice = f"; {c.needed} prompts would pass an equally good model 9 times in 10" if c.needed > gain.n else ""
     return f"{head}: a loss beyond the margin of {c.margin:g} is not ruled out{advice}"
 
 

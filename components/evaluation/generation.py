@@ -9,19 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.contracts.errors import AtelierError, RuntimeUnavailable
 from components.contracts.recipe import Run
-from components.evaluation.extractor import Pictures, Rows
+from components.evaluation.extractor import Pictures, Rows, TextImageExtractor
 from components.evaluation.judge import Judge
 from components.evaluation.protocol import seed_of
 from components.runtime.cluster import ray_session
 from components.runtime.progress import Progress
 from components.runtime.storage import Artifact, write_bytes
+
+if TYPE_CHECKING:
+    from components.models.pipeline import Generator
 
 
 @dataclass(frozen=True)
@@ -111,36 +115,38 @@ def draw_all(model: Artifact, judge: Judge, run: Run, state: Path) -> dict[str, 
             done += len(chunk.prompts)
             progress.update(done)
     progress.close()
-    return {
-        name: Drawn.joined([Drawn.read(state / c.name) for c in chunks if c.set == name])
-        for name in judge.prompts
-    }
+    return {name: Drawn.joined([Drawn.read(state / c.name) for c in chunks if c.set == name]) for name in judge.prompts}
 
 
 class Worker:
     """Holds a model and the judge's extractor; one to an actor."""
 
     def __init__(self, model: Artifact, judge: Artifact, threads: int) -> None:
+        self._model, self._artifact, self._threads = model, judge, threads
+
+    @cached_property
+    def _loaded(self) -> tuple[Generator, Judge, TextImageExtractor]:
+        # not in the constructor: an error there would kill the actor and lose its message
         import torch
 
         from components.models.pipeline import Generator
 
-        torch.set_num_threads(threads)
-        self._judge = Judge.read(judge)
-        self._extractor = self._judge.extractor()
-        self._generator = Generator.load(pipeline_folder(model))
+        torch.set_num_threads(self._threads)
+        judge = Judge.read(self._artifact)
+        return Generator.load(pipeline_folder(self._model)), judge, judge.extractor()
 
     def draw(self, chunk: Chunk) -> Drawn:
         """Draw a chunk, embed pictures and prompts, and grade what can be graded."""
-        rules = self._judge.protocol
-        pictures = self._generator.generate(
+        generator, judge, extractor = self._loaded
+        rules = judge.protocol
+        pictures = generator.generate(
             list(chunk.prompts),
             list(chunk.seeds),
             steps=rules["steps"],
             guidance_scale=rules["guidance_scale"],
         )
-        features, images = self._extractor.look(pictures)
-        texts = self._extractor.read(chunk.prompts)
+        features, images = extractor.look(pictures)
+        texts = extractor.read(chunk.prompts)
         graded = rules["graded"]
         grades = [_graded(p, t) if graded else None for p, t in zip(pictures, chunk.prompts, strict=True)]
         return Drawn(pictures, features, images, texts, grades)
@@ -165,18 +171,14 @@ def _graded(picture: Pictures, prompt: str) -> dict[str, Any] | None:
     return {"correct": verdict.correct, "attributes": verdict.attributes, "reason": verdict.reason}
 
 
-def _on_actors(
-    model: Artifact, judge: Artifact, chunks: list[Chunk], run: Run
-) -> Iterator[tuple[Chunk, Drawn]]:
+def _on_actors(model: Artifact, judge: Artifact, chunks: list[Chunk], run: Run) -> Iterator[tuple[Chunk, Drawn]]:
     """Results as they are done. No more actors than chunks, or than CPUs of the cluster."""
     with ray_session(run):
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        remote = ray.remote(num_cpus=1, num_gpus=run.gpus_per_worker, max_restarts=2, max_task_retries=2)(
-            Worker
-        )
+        remote = ray.remote(num_cpus=1, num_gpus=run.gpus_per_worker, max_restarts=2, max_task_retries=2)(Worker)
         count = max(1, min(run.workers, len(chunks), cpus))
         workers = [remote.remote(model, judge, run.threads_per_worker) for _ in range(count)]
         waiting = list(reversed(chunks))

@@ -68,9 +68,7 @@ def paired_difference(
     """
     one, two = np.asarray(challenger, np.float64), np.asarray(champion, np.float64)
     if one.shape != two.shape or one.ndim != 1 or not one.size:
-        raise ValueError(
-            f"expected two equally long lists of values, found shapes {one.shape} and {two.shape}"
-        )
+        raise ValueError(f"expected two equally long lists of values, found shapes {one.shape} and {two.shape}")
     gain = one - two
     means = _resampled_means(np.concatenate([gain, [1.0, -1.0]]), seed)
     low, high = np.quantile(means, [1 - confidence, confidence])

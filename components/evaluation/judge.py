@@ -49,9 +49,7 @@ class Judge:
         from safetensors.numpy import load_file
 
         if artifact.manifest.kind != "judge":
-            raise ArtifactError(
-                f"{artifact.short} is no judge", remedy="pass the artifact that make_judge returned"
-            )
+            raise ArtifactError(f"{artifact.short} is no judge", remedy="pass the artifact that make_judge returned")
         arrays = load_file(artifact.path("reference.safetensors"))
         return cls(
             artifact,
@@ -83,8 +81,7 @@ class Judge:
             "reference": {name: moments.count for name, moments in self.reference.items()},
             "sampler": sampler,
             **{
-                key: p[key]
-                for key in ("steps", "guidance_scale", "seeds", "resize", "dtype", "graded", "code_version")
+                key: p[key] for key in ("steps", "guidance_scale", "seeds", "resize", "dtype", "graded", "code_version")
             },
         }
 
@@ -110,9 +107,7 @@ def make_judge(
     """
     sets = {name: list(prompts) for name, prompts in prompt_sets.items()}
     if not sets or not all(sets.values()):
-        raise DataError(
-            "The judge was given an empty prompt set", expected="at least one prompt in every set"
-        )
+        raise DataError("The judge was given an empty prompt set", expected="at least one prompt in every set")
     base = seed_base(ctx.recipe.seed)
     identity = {
         "prompts": prompts_digest(sets),
@@ -150,9 +145,7 @@ def make_judge(
         }  # fmt: skip
         _write_json(draft.dir / "protocol.json", rules)
         counts = {f"{name}_prompts": len(p) for name, p in sets.items()}
-        return Outcome(
-            counts=counts | {f"{name}_reference_pictures": m.count for name, m in reference.items()}
-        )
+        return Outcome(counts=counts | {f"{name}_reference_pictures": m.count for name, m in reference.items()})
 
     return run_stage(ctx, "judge", {"clip": judge_clip, "dataset": dataset}, identity, build)
 
@@ -189,20 +182,14 @@ def _copy_extractor(source: Artifact, target: Path) -> str:
     for base, name in wanted.items():
         (target / base).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path(name), target / base)
-    return sha256_text(
-        canonical_json({base: source.manifest.files[name].sha256 for base, name in wanted.items()})
-    )
+    return sha256_text(canonical_json({base: source.manifest.files[name].sha256 for base, name in wanted.items()}))
 
 
-def _reference(
-    extractor: TextImageExtractor, dataset: Artifact, sets: Mapping[str, Any]
-) -> dict[str, Moments]:
+def _reference(extractor: TextImageExtractor, dataset: Artifact, sets: Mapping[str, Any]) -> dict[str, Moments]:
     """Moments of the held-out pictures' features, for each prompt set whose collections the dataset names."""
     import torch
 
-    rows = sorted(
-        heldout_rows(dataset, ["id", "pixels", "height", "width", "source"]), key=lambda r: str(r["id"])
-    )
+    rows = sorted(heldout_rows(dataset, ["id", "pixels", "height", "width", "source"]), key=lambda r: str(r["id"]))
     groups = split_sources(r["source"] for r in rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same bytes on machines with another number of cores

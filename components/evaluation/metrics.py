@@ -130,9 +130,7 @@ def _frechet(one: Moments, other: Moments, root_of_other: Matrix) -> float:
     shift = one.mean - other.mean
     inner = root_of_other @ one.covariance @ root_of_other
     overlap = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
-    return max(
-        0.0, float(shift @ shift + np.trace(one.covariance) + np.trace(other.covariance) - 2 * overlap)
-    )
+    return max(0.0, float(shift @ shift + np.trace(one.covariance) + np.trace(other.covariance) - 2 * overlap))
 
 
 def _weighted(x: Matrix, counts: npt.NDArray[np.int64]) -> Moments:

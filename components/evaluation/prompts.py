@@ -20,9 +20,7 @@ KNOWN, NEW = "known", "new"
 _WORLD_STREAM = 0x9A11  # keeps the judge's scenes on a random stream that no website draws its pictures from
 
 
-def prompt_sets(
-    dataset: Artifact, n: int, seed: int, worlds: Sequence[World | None] = ()
-) -> dict[str, list[str]]:
+def prompt_sets(dataset: Artifact, n: int, seed: int, worlds: Sequence[World | None] = ()) -> dict[str, list[str]]:
     """The prompt sets of a dataset, at most ``n`` prompts each; the same arguments give the same prompts.
 
     Args:
@@ -86,12 +84,13 @@ def heldout_rows(dataset: Artifact, columns: list[str]) -> Iterator[dict[str, An
 
 
 def world_prompts(world: World, n: int, seed: int, stream: int = 0) -> list[str]:
-    """``n`` distinct prompts of whole scenes that a website with this ``world`` could show.
+    """Up to ``n`` distinct prompts of whole scenes that a website with this ``world`` could show.
 
-    Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word.
+    Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word. There
+    are fewer than ``n`` only when the world is too small to say more.
 
     Raises:
-        DataError: the world is too small to say ``n`` different things.
+        DataError: the world shows nothing at all, as when a featured word is left out.
     """
     from components.data.world import Scene, WorldSpec, phrasings, sample_scene
 
@@ -103,19 +102,23 @@ def world_prompts(world: World, n: int, seed: int, stream: int = 0) -> list[str]
     featured = set(world.feature)
     rng = np.random.default_rng([_WORLD_STREAM, seed, stream])
     found: dict[str, None] = {}
-    for _ in range(200 * n + 1000):
+    misses = 0
+    while len(found) < n and misses < 2000 + 10 * len(found):
         scene = sample_scene(rng, spec)
         ways = phrasings(scene)
         prompt = ways[int(rng.integers(len(ways)))]
-        if not featured or featured & words(scene):
+        if prompt in found or (featured and not featured & words(scene)):
+            misses += 1
+        else:
             found[prompt] = None
-        if len(found) == n:
-            return list(found)
-    raise DataError(
-        f"The world says only {len(found)} different prompts",
-        expected=f"{n} prompts",
-        remedy="lower assess.prompts, or leave less of the world out",
-    )
+            misses = 0
+    if not found:
+        raise DataError(
+            "The world of the recipe shows nothing that could be asked for",
+            expected="featured words that the world does not leave out",
+            remedy="correct collect.world.feature and collect.world.leave_out",
+        )
+    return list(found)
 
 
 def prompts_digest(sets: dict[str, list[str]]) -> str:

@@ -40,7 +40,8 @@ def sampler_of(scheduler_config: str | None) -> str:
     if scheduler_config is None:
         return "none (one pass)"
     settings = {k: v for k, v in json.loads(scheduler_config).items() if k != "_diffusers_version"}
-    return f"{settings.get('_class_name', 'unknown')}:{sha256_text(canonical_json(settings))[:12]}"
+    text = json.dumps(settings, sort_keys=True)  # canonical JSON would refuse the infinities that are in there
+    return f"{settings.get('_class_name', 'unknown')}:{sha256_text(text)[:12]}"
 
 
 def stamp_digest(stamp: Mapping[str, Any]) -> str:

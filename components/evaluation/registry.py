@@ -111,16 +111,12 @@ class Registry:
                     return self._ctx.store.by_digest("release", tags["record"])
         return None
 
-    def ensure(
-        self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact
-    ) -> ModelVersion:
+    def ensure(self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact) -> ModelVersion:
         """Register the judged model if it is not yet, and carry out the verdict if that is not yet done."""
         version = next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
         if version is None:
             version = self._register(record, content, model, assessment)
-            say(
-                f"release: version {version.version} of {self._name} registered, verdict {content['verdict']}"
-            )
+            say(f"release: version {version.version} of {self._name} registered, verdict {content['verdict']}")
         if content["verdict"] != "pass" or version.tags.get("promoted") == "true":
             return version
         present = self.champion()
@@ -216,9 +212,7 @@ def rollback(ctx: Context, reason: str) -> ModelVersion:
 
 def _can_return(version: ModelVersion, present: ModelVersion) -> bool:
     tags = version.tags
-    was_champion = (
-        tags.get("verdict") == "pass" and tags.get("promoted") == "true" and "rolled_back" not in tags
-    )
+    was_champion = tags.get("verdict") == "pass" and tags.get("promoted") == "true" and "rolled_back" not in tags
     return was_champion and version.version < present.version and tags["model"] != present.tags.get("model")
 
 

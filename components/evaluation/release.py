@@ -103,9 +103,7 @@ def policy_digest(ctx: Context) -> str:
     return sha256_text(canonical_json(ctx.recipe.release.identity()))
 
 
-def _judge(
-    ctx: Context, model: Artifact, assessment: Artifact, champion_assessment: Artifact | None
-) -> Artifact:
+def _judge(ctx: Context, model: Artifact, assessment: Artifact, champion_assessment: Artifact | None) -> Artifact:
     policy = ctx.recipe.release
     inputs = {"model": model, "assessment": assessment}
     if champion_assessment is not None:
@@ -142,9 +140,7 @@ def _metrics(assessment: Assessment) -> dict[str, Any]:
     return {name: {k: v.as_json() for k, v in s.metrics.items()} for name, s in assessment.sets.items()}
 
 
-def _require_present_champion(
-    registry: Registry, model: Artifact, champion_assessment: Artifact | None
-) -> None:
+def _require_present_champion(registry: Registry, model: Artifact, champion_assessment: Artifact | None) -> None:
     present = registry.champion()
     digest = present.tags.get("model") if present else None
     measured = champion_assessment.manifest.inputs.get("model") if champion_assessment else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 
 from components.contracts.errors import RuntimeUnavailable
@@ -16,7 +18,7 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": r"^Task ServeController\.",  # printed whenever Serve stops in a running Ray
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "GX_ANALYTICS_ENABLED": "false",
@@ -61,6 +63,7 @@ def ray_session(run: Run) -> Iterator[None]:
     # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
     threads = {"OMP_NUM_THREADS": str(run.threads_per_worker)}
+    termination = signal.getsignal(signal.SIGTERM)
     try:
         options: dict[str, object] = (
             {"address": address}
@@ -90,6 +93,8 @@ def ray_session(run: Run) -> Iterator[None]:
                 if address
                 else "lower run.cpus or run.object_store_mb, or free memory in /dev/shm",
             ) from error
+        if termination is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, termination)  # Ray puts a handler of its own there, which aborts
         from ray.data import DataContext
 
         DataContext.get_current().enable_progress_bars = False

@@ -75,7 +75,9 @@ def full_store_explained(where: str) -> Iterator[None]:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: set[int] = set()  # chains may be rings: the cause of a failed Ray task has the task's error as its context
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__

@@ -101,6 +101,7 @@ async function draw(body) {
   showBlanks(body.n, true);
   el("caption").textContent = body.prompt;
   el("status").textContent = "Drawing…";
+  if (matchMedia("(max-width: 760px)").matches) el("pictures").scrollIntoView({ block: "nearest" });
   try {
     const answer = await fetch("/v1/images/generations", {
       method: "POST",
@@ -136,8 +137,9 @@ async function draw(body) {
 
 function showBlanks(n, drawing) {
   const place = el("pictures");
-  place.className = `pictures${n === 1 ? " one" : ""}${drawing ? " drawing" : ""}`;
-  place.replaceChildren(...Array.from({ length: n }, () => make("div", { className: "blank" })));
+  place.className = `pictures${n === 1 ? " one" : ""} ${drawing ? "drawing" : "idle"}`;
+  const hint = drawing ? "" : "Your pictures appear here";
+  place.replaceChildren(...Array.from({ length: n }, () => make("div", { className: "blank", textContent: hint })));
 }
 
 const address = (b64) => `data:image/png;base64,${b64}`;
@@ -150,7 +152,7 @@ function showPictures(made, body) {
     make("figcaption", {}, make("span", { textContent: `seed ${picture.seed}` }),
       make("a", {
         href: address(picture.b64_json), download: `atelier-v${made.model_version}-${picture.seed}.png`,
-        textContent: "Download", ariaLabel: `Download the picture of seed ${picture.seed}`,
+        textContent: "Save", ariaLabel: `Save the picture of seed ${picture.seed}`,
       })))));
   el("caption").textContent = made.data[0].truncated
     ? `${body.prompt} (longer than the model reads: its end was left out)` : body.prompt;
@@ -172,7 +174,7 @@ function showPast() {
     again.addEventListener("click", () => { fill(body); el("form").scrollIntoView({ block: "start" }); draw(body); });
     return make("li", {}, make("img", { src: address(picture), alt: "" }), make("div", {},
       make("p", { textContent: body.prompt, title: body.prompt }),
-      make("p", { className: "note", textContent: `version ${version} · ${body.n} from seed ${body.seed} · ${body.num_inference_steps} steps` }),
+      make("p", { className: "note", textContent: `version ${version} · seed ${body.seed} · ×${body.n}` }),
       again));
   }));
 }

@@ -37,7 +37,8 @@ def as_users_say(rng: np.random.Generator, number: int) -> list[str]:
         scene = sample_scene(rng, OLD)
         item = scene.items[0]
         shape = f"{item.colour} {item.shape}"
-        choices = (f"A {shape}", f"please draw me a {item.size} {shape}!", f"{shape} on {scene.background}", shape.upper())
+        polite = f"please draw me a {item.size} {shape}!"
+        choices = (f"A {shape}", polite, f"{shape} on {scene.background}", shape.upper())
         found.append(choices[int(rng.integers(len(choices)))])
     return found
 
@@ -73,13 +74,13 @@ def test_another_phrasing_is_seen_but_no_reason_to_retrain(index: CaptionIndex, 
 
 @pytest.mark.parametrize(("size", "share"), [(50, 0.4), (100, 0.4), (300, 0.4), (150, 0.25), (100, 1.0)])
 def test_unseen_concepts_are_always_found(index: CaptionIndex, captions: list[str], size: int, share: float) -> None:
-    new = round(size * share)
+    new = int(size * share)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         drift = measure_drift(index, captions, draw(rng, OLD, size - new) + draw(rng, WorldSpec(), new, NEW))
         assert verdict(drift) == "retrain"
         assert drift.share_drifted >= 0.75
-        assert drift.unknown_word_share == pytest.approx(share, abs=1e-6)
+        assert drift.unknown_word_share == pytest.approx(new / size, abs=1e-6)
         assert set(drift.unknown_words) <= {*NEW, "stars"}
 
 

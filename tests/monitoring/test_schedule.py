@@ -85,7 +85,9 @@ def test_stopping_while_waiting_runs_nothing() -> None:
     assert clock.time < MONDAY + datetime.timedelta(minutes=10)
 
 
-@pytest.mark.parametrize("cron", ["", "daily", "0 3 * *", "0 25 * * *", "x * * * *", "0 3 * * * *", "0 0 31 2 *", "@never"])
+@pytest.mark.parametrize(
+    "cron", ["", "daily", "0 3 * *", "0 25 * * *", "x * * * *", "0 3 * * * *", "0 0 31 2 *", "@never"]
+)
 def test_a_wrong_expression_is_refused_with_an_example(cron: str) -> None:
     with pytest.raises(InputError, match="five cron fields"):
         run_on_schedule(cron, lambda: pytest.fail("ran"), threading.Event(), now=lambda: MONDAY)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from components.contracts.recipe import Serve
 from components.runtime.storage import Artifact, Outcome, Store
-from serving.api import Service
 from serving.auth import KeyRing, make_key
 from serving.engine import Engine, Served
 from serving.follower import Follower
+from serving.generation import Service
 from serving.logbook import Logbook
 from serving.metrics import Metrics
 from serving.schemas import Limits
@@ -75,6 +75,19 @@ def make_painter() -> type[Painter]:
     return Painter
 
 
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """Waits until a condition holds; fails after a deadline."""
+
+    def wait(true: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.02)
+
+    return wait
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes a whole service around a Painter (or none): ``.service``, ``.painter``, ``.key``, ``.home``."""
@@ -88,7 +101,12 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         if model:
             engine.swap(Served("1", painter, "d" * 64))
         follower = Follower(
-            f"sqlite:///{tmp_path / 'none.db'}", "x", "atelier", load=lambda _: painter, switch=engine.swap, metrics=metrics
+            f"sqlite:///{tmp_path / 'none.db'}",
+            "x",
+            "atelier",
+            load=lambda _: painter,
+            switch=engine.swap,
+            metrics=metrics,
         )
         key = make_key(tmp_path / "keys.json", "test")
         logbook = Logbook(tmp_path / "logbook", "w", flush_s=0.05)
@@ -125,29 +143,57 @@ def save_tiny_model(folder: Path, seed: int) -> None:
         single=f"{special[0]} $A {special[1]}", special_tokens=[(special[0], 0), (special[1], 1)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token=special[0], eos_token=special[1], pad_token=special[1],
-        unk_token=special[1], model_max_length=32,
+        tokenizer_object=words,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[1],
+        unk_token=special[1],
+        model_max_length=32,
     )
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(special) + len(alphabet), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=32, projection_dim=16,
-            bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            vocab_size=len(special) + len(alphabet),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            projection_dim=16,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
     )
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)
 
 

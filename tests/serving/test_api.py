@@ -121,7 +121,9 @@ def test_a_damaged_keys_file_is_a_500_without_its_path(api: Callable[..., Api]) 
         ({"json": {"prompt": "x", "model": "other"}}, 404, "model_not_found"),
     ],
 )
-def test_refusals_have_their_code_and_a_row(api: Callable[..., Api], send: dict[str, Any], status: int, code: str) -> None:
+def test_refusals_have_their_code_and_a_row(
+    api: Callable[..., Api], send: dict[str, Any], status: int, code: str
+) -> None:
     it = api()
     send = {**send, "headers": {"Content-Type": "application/json", **send.get("headers", {})}}
     error(it.client.post(IMAGES, **send), status, code)

@@ -58,15 +58,26 @@ def test_pictures_are_those_of_prompt_and_seed(painter: Any, engine: Callable[..
     assert drawn.served.version == "1" and not drawn.truncated
 
 
-def test_waiting_orders_of_equal_steps_and_guidance_are_drawn_together(painter: Any, engine: Callable[..., Engine]) -> None:
+def test_waiting_orders_of_equal_steps_and_guidance_are_drawn_together(
+    painter: Any, engine: Callable[..., Engine]
+) -> None:
     it = engine(painter)
     futures = [held(painter, it)]
     for i in range(3):
-        futures += [it.submit(order(f"a{i}")), it.submit(order(f"b{i}", steps=9)), it.submit(order(f"c{i}", guidance=1.0))]
+        futures += [
+            it.submit(order(f"a{i}")),
+            it.submit(order(f"b{i}", steps=9)),
+            it.submit(order(f"c{i}", guidance=1.0)),
+        ]
     painter.gate.set()
     for future in futures:
         future.result(10)
-    assert [call[0] for call in painter.calls] == [["first"], ["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0", "c1", "c2"]]
+    assert [call[0] for call in painter.calls] == [
+        ["first"],
+        ["a0", "a1", "a2"],
+        ["b0", "b1", "b2"],
+        ["c0", "c1", "c2"],
+    ]
 
 
 @settings(max_examples=20, deadline=None)
@@ -116,7 +127,9 @@ def test_an_order_that_fails_does_not_harm_its_neighbours(painter: Any, engine: 
     assert it.alive and it.submit(order()).result(10)
 
 
-def test_an_order_of_many_pictures_that_fails_leaves_nothing_behind(painter: Any, engine: Callable[..., Engine]) -> None:
+def test_an_order_of_many_pictures_that_fails_leaves_nothing_behind(
+    painter: Any, engine: Callable[..., Engine]
+) -> None:
     it = engine(painter)
     with pytest.raises(RuntimeError):
         it.submit(order("poison", tuple(range(9)))).result(10)

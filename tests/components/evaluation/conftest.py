@@ -1,4 +1,4 @@
-"""Artifacts made on the spot: a dataset of the embedded world, a tiny CLIP, assessments with chosen numbers."""
+"""Artifacts made on the spot: a dataset of the embedded world, a tiny CLIP, assessments of chosen numbers."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
         WORDS,
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     raw.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A <|end|>", special_tokens=[("<|begin|>", 0), ("<|end|>", 1)]
@@ -133,19 +131,16 @@ def dataset(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Arti
     rows: list[dict[str, Any]] = []
     for i in range(60):
         source = int(i >= 40)
-        spec = (
-            WorldSpec(shapes=("heart",), colours=("pink",))
-            if source
-            else WorldSpec().without("heart", "pink")
-        )
+        spec = WorldSpec(shapes=("heart",), colours=("pink",)) if source else WorldSpec().without("heart", "pink")
         scene = sample_scene(rng, spec)
         caption = phrasings(scene)[i % 3]
         pixels = np.asarray(render(scene, 32, i)).tobytes()
         split = "train" if i % 3 else "holdout"
         rows.append(
             {
-                "id": f"{i:016x}", "url": f"http://x/{i}", "caption": caption, "tokens": [0, 1], "pixels": pixels,
-                "height": 32, "width": 32, "bucket": "32x32", "cluster": f"{i:016x}", "split": split, "source": source,
+                "id": f"{i:016x}", "url": f"http://x/{i}", "caption": caption, "tokens": [0, 1],
+                "pixels": pixels, "height": 32, "width": 32, "bucket": "32x32", "cluster": f"{i:016x}",
+                "split": split, "source": source,
             }
         )  # fmt: skip
     file = tmp_path / "part.parquet"
@@ -157,10 +152,8 @@ def dataset(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Arti
 
 
 @pytest.fixture
-def judged(
-    ctx: Context, make: Callable[..., Artifact], tmp_path: Path
-) -> Callable[..., tuple[Artifact, Artifact]]:
-    """``judged(name, right, judge)``: a model artifact, and its assessment with ``right`` of 500 prompts right."""
+def judged(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Callable[..., tuple[Artifact, Artifact]]:
+    """``judged(name, right)``: a model artifact, and its assessment with ``right`` of 500 prompts right."""
 
     def build(name: str, right: int, judge: str = "one") -> tuple[Artifact, Artifact]:
         model = make(ctx, "model", {"unet/diffusion.safetensors": name.encode(), "model_index.json": b"{}"})

@@ -29,9 +29,7 @@ def result(
     if graded:
         metrics["fidelity"] = wilson(int(right.sum()), n)
     unknown = np.full(n, np.nan)
-    return SetResult(
-        tuple(f"p{i}" for i in range(n)), tuple(range(n)), right if graded else unknown, found, metrics
-    )
+    return SetResult(tuple(f"p{i}" for i in range(n)), tuple(range(n)), right if graded else unknown, found, metrics)
 
 
 def assessment(stamp: dict[str, Any] | None = None, **sets: SetResult) -> Assessment:
@@ -43,17 +41,13 @@ def share(right: int, n: int = 512) -> npt.NDArray[np.float64]:
 
 
 def test_first_model_passes_its_floors() -> None:
-    verdict = decide(
-        assessment(known=result(share(480))), None, Release(min_fidelity=0.9, min_r_precision=0.5)
-    )
+    verdict = decide(assessment(known=result(share(480))), None, Release(min_fidelity=0.9, min_r_precision=0.5))
     assert verdict.passed and verdict.verdict == "pass" and not verdict.comparisons
     assert any("first model" in r for r in verdict.reasons)
 
 
 def test_floors_fail_by_name() -> None:
-    verdict = decide(
-        assessment(known=result(share(400))), None, Release(min_fidelity=0.9, min_r_precision=0.95)
-    )
+    verdict = decide(assessment(known=result(share(400))), None, Release(min_fidelity=0.9, min_r_precision=0.95))
     assert verdict.verdict == "fail"
     assert [r.split()[0] for r in verdict.failures] == ["fidelity", "r_precision"]
     assert "0.781" in verdict.failures[0] and "below the floor 0.9" in verdict.failures[0]
@@ -142,9 +136,7 @@ counts = st.integers(0, 200)
 
 @settings(max_examples=60, deadline=None)
 @given(counts, counts, counts, counts, st.floats(0.001, 0.2), st.floats(0.6, 0.99))
-def test_verdict_is_true_to_its_rules(
-    a: int, b: int, c: int, d: int, margin: float, confidence: float
-) -> None:
+def test_verdict_is_true_to_its_rules(a: int, b: int, c: int, d: int, margin: float, confidence: float) -> None:
     one = assessment(known=result(share(a, 200)), new=result(share(c, 200)))
     two = assessment(known=result(share(b, 200)), new=result(share(d, 200)))
     policy = Release(max_regression=margin, confidence=confidence)

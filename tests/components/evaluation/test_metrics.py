@@ -56,9 +56,7 @@ def test_frechet_equals_scipy_sqrtm_and_torchmetrics() -> None:
     shift = one.mean - two.mean
     expected = shift @ shift + np.trace(one.covariance + two.covariance - 2 * root)
     assert frechet(one, two) == pytest.approx(expected, rel=1e-9)
-    theirs = _compute_fid(
-        *(torch.from_numpy(a) for a in (one.mean, one.covariance, two.mean, two.covariance))
-    )
+    theirs = _compute_fid(*(torch.from_numpy(a) for a in (one.mean, one.covariance, two.mean, two.covariance)))
     assert frechet(one, two) == pytest.approx(float(theirs), rel=1e-8)
 
 

@@ -43,10 +43,11 @@ def test_world_prompts_keep_to_the_spec() -> None:
     assert {parse(p).kind for p in new} == {"single", "pair"}
 
 
-def test_a_world_too_small_says_so() -> None:
+def test_a_small_world_gives_what_it_has() -> None:
     tiny = World(leave_out=("red", "orange", "yellow", "green", "cyan", "blue", "purple", "circle", "square"))
-    with pytest.raises(DataError, match="only .* different prompts"):
-        world_prompts(tiny, 5000, 0)
+    assert 300 < len(world_prompts(tiny, 5000, 0)) <= 4 * 2 * 5 * 3 * 5
+    with pytest.raises(DataError, match="nothing that could be asked for"):
+        world_prompts(World(leave_out=("heart",), feature=("heart",)), 5, 0)
 
 
 def test_prompt_sets_mix_worlds_and_captions(dataset: Artifact) -> None:
@@ -57,12 +58,12 @@ def test_prompt_sets_mix_worlds_and_captions(dataset: Artifact) -> None:
     assert prompt_sets(dataset, 12, 0) == captions
     assert prompt_sets(dataset, 12, 0, [None, new]) == {"known": captions["known"], "new": sets["new"]}
     three = prompt_sets(dataset, 13, 0, [old, old, new])
-    assert len(three["known"]) == 13 and three["new"] == sets["new"]
+    assert len(three["known"]) == 13 and three["new"][:12] == sets["new"]
     assert prompts_digest(sets) != prompts_digest(captions)
 
 
 def test_no_heldout_pictures(ctx: Context, make: Callable[..., Artifact]) -> None:
-    with pytest.raises(DataError, match="no held-out pictures.*raise prepare.holdout"):
+    with pytest.raises(DataError, match=r"no held-out pictures.*raise prepare\.holdout"):
         heldout_prompts(make(ctx, "dataset", {"tokenizer/x": b"1"}), 5, 0)
 
 

@@ -21,7 +21,5 @@ def test_frames_tell_the_verdict(side: int) -> None:
 
 def test_pictures_of_any_aspect_and_prompts_of_any_script() -> None:
     tall = np.full((64, 24, 3), 90, np.uint8)
-    sheet = draw_sheet(
-        [Sample(tall, "a" * 200, None), Sample(tall, "", None), Sample(tall, "星 🌟", True)], "t", "s"
-    )
+    sheet = draw_sheet([Sample(tall, "a" * 200, None), Sample(tall, "", None), Sample(tall, "星 🌟", True)], "t", "s")
     assert sheet.mode == "RGB" and sheet.width > 300

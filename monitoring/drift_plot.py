@@ -11,14 +11,22 @@ _CALM, _HOT, _PALE = "#5b8def", "#d9480f", "#c3d3f7"
 
 
 def drift_figure(drift: dict[str, Any]) -> str:
-    """Inline SVG of a ``drift.json``: left the distance of every column as a share of its limit, right the share of
-    prompts with a word that no training caption has, over time. Equal input gives equal text."""
+    """Inline SVG of the figures of a drift artifact (``watch.read_drift``); equal input gives equal text.
+
+    Left, the distance of every column as a share of its limit; right, the share of prompts with a word that no
+    training caption has, over time.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {"svg.hashsalt": "atelier", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
-    with matplotlib.rc_context(style):
+    style: dict[str, Any] = {
+        "svg.hashsalt": "atelier",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 10,
+    }
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
         figure = Figure(figsize=(10.5, 3.9), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -33,12 +41,13 @@ def drift_figure(drift: dict[str, Any]) -> str:
         else:
             for axes in (left, right):
                 axes.set_axis_off()
-            left.text(0, 0.5, drift["reasons"][0], color=_MUTED)
+            left.text(0, 0.5, drift["decision"]["reasons"][0], color=_MUTED)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%" role="img" aria-label="drift"', svg, count=1)
+    flexible = 'width="100%" role="img" aria-label="drift"'
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', flexible, svg, count=1)
 
 
 def _draw_columns(axes: Any, drift: dict[str, Any]) -> None:
@@ -51,13 +60,13 @@ def _draw_columns(axes: Any, drift: dict[str, Any]) -> None:
     edge = max(1.25, max(ratios) * 1.12)
     axes.set_xlim(0, edge)
     for position, (ratio, (_, column)) in enumerate(zip(ratios, order, strict=True)):
-        axes.text(ratio + edge * 0.012, position, f"{column['distance']:.2f}", va="center", color=_INK, fontsize=8.5)
+        value = f"{column['distance']:.2f}"
+        axes.text(ratio + edge * 0.012, position, value, va="center", color=_INK, fontsize=8.5)
     axes.grid(axis="x", color=_GRID)
     axes.set_xlabel("distance from the training captions, as a share of the limit (dashed)", color=_MUTED)
     share, allowed = drift["share_drifted"], drift["threshold"]
-    axes.set_title(
-        f"{share:.0%} of the scored columns drifted ({allowed:.0%} allowed)", loc="left", color=_INK, fontsize=11
-    )
+    title = f"{share:.0%} of the scored columns drifted (retrain at {allowed:.0%})"
+    axes.set_title(title, loc="left", color=_INK, fontsize=11)
     paint = {"what is asked, drifted": _HOT, "what is asked": _CALM, "how it is asked, pictures: not scored": _PALE}
     for label, colour in paint.items():
         axes.barh([names[0]], [0], color=colour, label=label)
@@ -83,4 +92,5 @@ def _draw_time(axes: Any, drift: dict[str, Any]) -> None:
     axes.set_xlabel(f"prompts to version {drift['model_version']}, in order of time", color=_MUTED)
     axes.set_ylabel("prompts with a new word, %", color=_MUTED)
     words = ", ".join(list(drift["unknown_words"])[:4])
-    axes.set_title(f"New words: {words}" if words else "No word that training has not seen", loc="left", color=_INK, fontsize=11)
+    title = f"New words: {words}" if words else "No word that training has not seen"
+    axes.set_title(title, loc="left", color=_INK, fontsize=11)

@@ -1,0 +1,87 @@
+"""The tokenizer: equal bytes for equal captions, and what ``transformers`` makes of its folder."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.contracts.errors import DataError
+from components.contracts.manifest import Manifest
+from components.data.captions import phrasings
+from components.data.tokenizing import BEGIN, END, copy_tokenizer, encode, train_tokenizer, write_tokenizer
+from components.data.world import WorldSpec, all_singles
+from components.runtime.storage import Artifact, Outcome, Store
+
+CAPTIONS = [text for scene in list(all_singles(WorldSpec()))[::5] for text in phrasings(scene)]
+FILES = train_tokenizer(CAPTIONS, 400, 32)
+
+
+def test_order_and_repetition_of_the_work_change_no_byte() -> None:
+    shuffled = random.Random(1).sample(CAPTIONS, len(CAPTIONS))
+    assert train_tokenizer(shuffled, 400, 32) == FILES
+
+
+def test_tokens_have_begin_and_end_and_fit() -> None:
+    rows = encode(FILES, ["a large red star in the centre on a white background", "", "zebra " * 99], 32)
+    assert all(r[0] == 0 and r[-1] == 1 and 0 not in r[1:] and 1 not in r[:-1] for r in rows)
+    assert [len(r) for r in rows[1:]] == [2, 32] and len(rows[0]) <= 14
+    assert encode(FILES, ["A  Large\tRED star "], 32) == encode(FILES, ["a large red star"], 32)
+
+
+def test_transformers_opens_the_folder_and_pads_as_a_pipeline_does(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    write_tokenizer(FILES, tmp_path / "tokenizer")
+    for opened in (PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer"), AutoTokenizer.from_pretrained(tmp_path / "tokenizer")):
+        assert (opened.bos_token, opened.eos_token, opened.pad_token) == (BEGIN, END, END)
+        assert opened.model_max_length == 32 and len(opened) <= 400
+        text = ["a small blue heart", "zebra " * 99]
+        ids = opened(text, padding="max_length", max_length=opened.model_max_length, truncation=True).input_ids
+        assert [len(row) for row in ids] == [32, 32]
+        for row, ours in zip(ids, encode(FILES, text, 32), strict=True):
+            assert row[: len(ours)] == ours and set(row[len(ours) :]) <= {1}
+        again = tmp_path / "again"
+        opened.save_pretrained(again)
+        assert PreTrainedTokenizerFast.from_pretrained(again)(text).input_ids[0] == encode(FILES, text, 32)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_has_tokens_and_comes_back(text: str) -> None:
+    import unicodedata
+
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(FILES["tokenizer.json"].decode())
+    expected = " ".join(unicodedata.normalize("NFC", text).lower().split())
+    got = " ".join(tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=True).split())
+    assert unicodedata.normalize("NFKC", got).lower() == unicodedata.normalize("NFKC", expected).lower()
+
+
+def test_a_vocabulary_without_room_is_refused() -> None:
+    with pytest.raises(DataError, match=r"prepare\.vocabulary is 100.*258"):
+        train_tokenizer(CAPTIONS, 100, 32)
+
+
+def made(store: Store, kind: str, prefix: str) -> Artifact:
+    draft = store.draft(kind, {}, {})
+    write_tokenizer(FILES, draft.dir / prefix / "tokenizer")
+    return draft.commit(Outcome())
+
+
+@pytest.mark.parametrize("prefix", ["", "pipeline"])
+def test_a_tokenizer_is_copied_byte_for_byte(tmp_path: Path, prefix: str) -> None:
+    artifact = made(Store(str(tmp_path)), "model", prefix)
+    assert isinstance(artifact.manifest, Manifest) and copy_tokenizer(artifact, 32) == FILES
+    with pytest.raises(DataError, match="reads 32 tokens"):
+        copy_tokenizer(artifact, 64)
+
+
+def test_an_artifact_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    artifact = Store(str(tmp_path)).draft("model", {}, {}).commit(Outcome())
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        copy_tokenizer(artifact, 32)

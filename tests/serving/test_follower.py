@@ -1,0 +1,167 @@
+"""Following the champion of a real registry, with models that are whole, damaged or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.contracts.errors import ArtifactError
+from components.runtime.storage import Artifact, Outcome, Store
+from components.runtime.tracking import Tracker
+from serving.engine import Served
+from serving.follower import CHAMPION, Follower, model_folder, open_artifact
+from serving.metrics import Metrics
+
+
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh registry file: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    Tracker(f"sqlite:///{path}", "x")
+    return path
+
+
+class World:
+    """A registry, a store, and a follower that keeps what it was told to serve."""
+
+    def __init__(self, folder: Path, registry: Path, painter: Any) -> None:
+        self.folder, self.db = folder, folder / "mlflow.db"
+        self._fresh = registry
+        self.store = Store(str(folder / "store"))
+        self.switched: list[Served] = []
+        self.metrics = Metrics()
+        self.loads = 0
+        self.fail: Exception | None = None
+
+        def load(_: Path) -> Any:
+            self.loads += 1
+            if self.fail:
+                raise self.fail
+            return painter
+
+        self.follower = Follower(
+            f"sqlite:///{self.db}", "x", "atelier",
+            load=load, switch=self.switched.append, metrics=self.metrics, retry_s=0.0,
+        )  # fmt: skip
+
+    def release(self, name: str, **tags: str) -> Artifact:
+        if not self.db.exists():
+            shutil.copy(self._fresh, self.db)
+        tracker = Tracker(f"sqlite:///{self.db}", "x")
+        draft = self.store.draft("model", {}, {"name": name})
+        (draft.dir / "model_index.json").write_text("{}")
+        (draft.dir / "weights").write_text(name)
+        artifact = draft.commit(Outcome())
+        with tracker.run("release") as run:
+            made = tracker.register("atelier", artifact.url, run.id, {"model_digest": artifact.digest, **tags}, "")
+        tracker.set_alias("atelier", CHAMPION, made.version)
+        return artifact
+
+    def served(self) -> list[str]:
+        self.follower.check()
+        return [served.version for served in self.switched]
+
+
+@pytest.fixture
+def world(tmp_path: Path, empty_registry: Path, painter: Any) -> World:
+    return World(tmp_path, empty_registry, painter)
+
+
+def test_waits_for_a_first_champion_without_making_a_registry(world: World) -> None:
+    assert world.served() == [] and world.follower.state.registry_error is None
+    assert not world.db.exists()
+    artifact = world.release("one")
+    assert world.served() == ["1"] and world.switched[0].digest == artifact.digest
+    assert world.served() == ["1"] and world.loads == 1  # not loaded again
+
+
+def test_a_new_champion_and_a_rollback_are_followed(world: World) -> None:
+    world.release("one")
+    world.served()
+    world.release("two")
+    assert world.served() == ["1", "2"]
+    Tracker(f"sqlite:///{world.db}", "x").set_alias("atelier", CHAMPION, 1)
+    assert world.served() == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize("damage", ["byte", "missing", "manifest", "tag", "load", "draw"])
+def test_a_champion_that_is_not_whole_is_refused_loudly(
+    world: World, damage: str, caplog: pytest.LogCaptureFixture, painter: Any
+) -> None:
+    world.release("one")
+    world.served()
+    tags = {"model_digest": "0" * 64} if damage == "tag" else {}
+    folder = Path(world.release("two", **tags).url)
+    if damage == "byte":
+        (folder / "weights").write_text("owt")
+    elif damage == "missing":
+        (folder / "weights").unlink()
+    elif damage == "manifest":
+        (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace('"sha256":"', '"sha256":"0')
+        )
+        (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:-40])
+    elif damage == "load":
+        world.fail = RuntimeError("out of memory")
+    elif damage == "draw":
+        painter.generate = None
+    assert world.served() == ["1"]
+    state = world.follower.state
+    assert (state.served, state.refused, state.loading) == ("1", "2", None) and state.refused_why
+    assert b"atelier_refused_models_total 1.0" in world.metrics.text()
+    if damage == "load":  # well again: taken at the next try
+        world.fail = None
+        assert world.served() == ["1", "2"] and world.follower.state.refused is None
+
+
+def test_an_edited_manifest_is_noticed(world: World) -> None:
+    artifact = world.release("one")
+    path = Path(artifact.url) / "manifest.json"
+    record = artifact.manifest.files["weights"]
+    path.write_text(path.read_text().replace(record.sha256, "0" * 64))
+    with pytest.raises(ArtifactError, match="changed after"):
+        open_artifact(artifact.url)
+
+
+def test_a_registry_that_is_gone_changes_nothing_and_is_said(world: World) -> None:
+    world.release("one")
+    world.served()
+    world.db.rename(world.folder / "away.db")
+    assert world.served() == ["1"]
+    assert "gone" in (world.follower.state.registry_error or "") and not world.db.exists()
+    assert b"atelier_registry_up 0.0" in world.metrics.text()
+    (world.folder / "away.db").rename(world.db)
+    assert world.served() == ["1"] and world.follower.state.registry_error is None
+    world.release("two")
+    assert world.served() == ["1", "2"]
+
+
+def test_a_server_that_does_not_answer_is_a_registry_error(painter: Any) -> None:
+    follower = Follower(
+        "http://127.0.0.1:9", "x", "atelier", load=lambda _: painter, switch=lambda _: None, metrics=Metrics()
+    )
+    follower.check()
+    assert "127.0.0.1:9" in (follower.state.registry_error or "")
+
+
+def test_the_model_may_lie_in_a_folder_of_its_artifact(tmp_path: Path) -> None:
+    draft = Store(str(tmp_path)).draft("model", {}, {})
+    (draft.dir / "inner").mkdir()
+    (draft.dir / "inner" / "model_index.json").write_text("{}")
+    assert model_folder(draft.commit(Outcome())).name == "inner"
+    with pytest.raises(ArtifactError, match="model_index"):
+        model_folder(Store(str(tmp_path)).draft("model", {}, {"other": 1}).commit(Outcome()))
+
+
+def test_the_thread_follows_by_itself(world: World, until: Callable[[Callable[[], object]], None]) -> None:
+    world.release("one")
+    world.follower._every = 0.02
+    world.follower.start()
+    assert world.switched  # loaded before start returned
+    world.release("two")
+    until(lambda: len(world.switched) == 2)
+    world.follower.close()
