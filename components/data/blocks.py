@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,10 +38,21 @@ def run_pieces(
     from ray.data import DataContext, TaskPoolStrategy
 
     def batch(table: pa.Table) -> pa.Table:
-        return pa.table({"json": [json.dumps(work(json.loads(text))) for text in table["json"].to_pylist()]})
+        # errors of this project travel as values: Ray hands on only the text of what was raised
+        results: list[str | None] = []
+        errors: list[bytes | None] = []
+        for text in table["json"].to_pylist():
+            try:
+                results.append(json.dumps(work(json.loads(text))))
+                errors.append(None)
+            except AtelierError as error:
+                results.append(None)
+                errors.append(pickle.dumps(error))
+        return pa.table({"json": pa.array(results, pa.string()), "error": pa.array(errors, pa.binary())})
 
     if not pieces:
         return
+    at_once = min(at_once, len(pieces))
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and timings are not for users
     tables = [pa.table({"json": [json.dumps(piece)]}) for piece in pieces]  # one block a piece
@@ -57,9 +69,9 @@ def run_pieces(
         watcher.start()
     try:
         for row in results.iter_rows():
+            if row["error"] is not None:
+                raise pickle.loads(row["error"])  # made by our own worker
             yield json.loads(row["json"])
-    except Exception as error:
-        raise _for_users(error) from error
     finally:
         ended.set()
         if watcher:
@@ -69,15 +81,3 @@ def run_pieces(
 def _watch(ended: threading.Event, poll: Callable[[], None]) -> None:
     while not ended.wait(0.5):
         poll()
-
-
-def _for_users(error: BaseException) -> BaseException:
-    """The error of this project inside Ray's, if there is one."""
-    seen: set[int] = set()
-    inner: BaseException | None = error
-    while inner is not None and id(inner) not in seen:
-        if isinstance(inner, AtelierError):
-            return inner
-        seen.add(id(inner))
-        inner = getattr(inner, "cause", None) or inner.__cause__ or inner.__context__
-    return error

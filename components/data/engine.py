@@ -8,7 +8,6 @@ size is known, statuses thrown away, shards written in pieces.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
 import struct
@@ -226,4 +225,6 @@ def _engine() -> Any:
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec
         sys.modules[name] = package
-    return importlib.import_module(f"{name}.downloader")
+    from img2dataset import downloader
+
+    return downloader

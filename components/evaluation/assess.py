@@ -27,7 +27,7 @@ from components.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from components.evaluation.judge import Judge
 from components.evaluation.metrics import clip_scores, frechet_estimate, retrieved
 from components.evaluation.prompts import meaning
-from components.evaluation.protocol import Stamp, sampler_of, seed_of, stamp_digest
+from components.evaluation.protocol import Stamp, sampler_of, stamp_digest
 from components.evaluation.sheet import Sample, draw_sheet
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
@@ -177,7 +177,7 @@ def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | N
             "set": [name] * n,
             "index": list(range(n)),
             "prompt": judge.prompts[name],
-            "seed": [seed_of(judge.protocol["seed_base"], i) for i in range(n)],
+            "seed": judge.seeds(name),
             "correct": [g and g["correct"] for g in grades],
             "attributes": [g and json.dumps(g["attributes"], sort_keys=True) for g in grades],
             "reason": [g and g["reason"] for g in grades],

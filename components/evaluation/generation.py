@@ -19,7 +19,6 @@ from components.contracts.errors import AtelierError, RuntimeUnavailable
 from components.contracts.recipe import Run
 from components.evaluation.extractor import Pictures, Rows, TextImageExtractor
 from components.evaluation.judge import Judge
-from components.evaluation.protocol import seed_of
 from components.runtime.cluster import ray_session
 from components.runtime.progress import Progress
 from components.runtime.storage import Artifact, write_bytes
@@ -87,15 +86,14 @@ class Drawn:
 
 def chunks_of(judge: Judge) -> list[Chunk]:
     """All work of an assessment under this judge, in order."""
-    size, base = judge.protocol["batch_size"], judge.protocol["seed_base"]
-    return [
-        Chunk(
-            name, start, tuple(prompts[start : start + size]),
-            tuple(seed_of(base, i) for i in range(start, min(start + size, len(prompts)))),
-        )
-        for name, prompts in judge.prompts.items()
-        for start in range(0, len(prompts), size)
-    ]  # fmt: skip
+    size = judge.protocol["batch_size"]
+    chunks = []
+    for name, prompts in judge.prompts.items():
+        seeds = judge.seeds(name)
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            chunks.append(Chunk(name, start, tuple(prompts[part]), tuple(seeds[part])))
+    return chunks
 
 
 def draw_all(model: Artifact, judge: Judge, run: Run, state: Path) -> dict[str, Drawn]:
@@ -196,6 +194,8 @@ def _on_actors(model: Artifact, judge: Artifact, chunks: list[Chunk], run: Run) 
                     following = waiting.pop()
                     running[worker.draw.remote(following)] = (worker, following)
                 yield chunk, drawn
+            for worker in workers:  # give their CPUs back at once; after an error they go when they are idle
+                ray.kill(worker)
         except RayTaskError as error:
             if isinstance(error.cause, AtelierError):
                 raise error.cause from None
@@ -206,6 +206,3 @@ def _on_actors(model: Artifact, judge: Artifact, chunks: list[Chunk], run: Run) 
                 expected=f"{count} workers with one CPU each and memory for the model",
                 remedy="lower run.workers or assess.batch_size, then run the same command again: it goes on",
             ) from error
-        finally:
-            for worker in workers:
-                ray.kill(worker)

@@ -26,12 +26,17 @@ from components.contracts.recipe import Assess
 from components.evaluation.extractor import ClipExtractor, Pictures, TextImageExtractor
 from components.evaluation.metrics import Moments
 from components.evaluation.prompts import heldout_rows, prompts_digest, split_sources
-from components.evaluation.protocol import CODE_VERSION, DTYPE, RESIZE, Stamp, seed_base, seeds_rule
+from components.evaluation.protocol import CODE_VERSION, DTYPE, RESIZE, Stamp, seed_base, seed_of, seeds_rule
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
 
 #: Held-out pictures that the reference is made of, at most; the first by id, which is a hash.
 REFERENCE_LIMIT = 10_000
+
+_STAMPED = (
+    "steps", "guidance_scale", "seeds", "batch_size", "r_precision_candidates", "resize", "dtype", "graded",
+    "code_version",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,15 @@ class Judge:
             },
         )
 
+    def seeds(self, name: str) -> list[int]:
+        """Seeds of the prompts of a set, in order; no two prompts of the judge share one."""
+        before = 0
+        for other, prompts in self.prompts.items():
+            if other == name:
+                break
+            before += len(prompts)
+        return [seed_of(self.protocol["seed_base"], before + i) for i in range(len(self.prompts[name]))]
+
     def extractor(self) -> TextImageExtractor:
         """Load the extractor."""
         return ClipExtractor.load(self.artifact.local() / "extractor", self.protocol["extractor"]["digest"])
@@ -80,9 +94,7 @@ class Judge:
             "n": p["prompts"]["n"],
             "reference": {name: moments.count for name, moments in self.reference.items()},
             "sampler": sampler,
-            **{
-                key: p[key] for key in ("steps", "guidance_scale", "seeds", "resize", "dtype", "graded", "code_version")
-            },
+            **{key: p[key] for key in _STAMPED},
         }
 
 
@@ -91,7 +103,7 @@ def make_judge(
     judge_clip: Artifact,
     dataset: Artifact,
     prompt_sets: Mapping[str, list[str]],
-    config: Assess,
+    config: Assess | None = None,
 ) -> Artifact:
     """The judge artifact for these eyes, held-out pictures, prompts and protocol.
 
@@ -99,12 +111,13 @@ def make_judge(
         judge_clip: artifact with a transformers CLIP model that the judged models never saw.
         dataset: artifact whose held-out pictures are the reference.
         prompt_sets: prompts by name of the set, see :mod:`components.evaluation.prompts`.
-        config: the recipe's protocol.
+        config: the protocol, in place of the recipe's.
 
     Raises:
         ArtifactError: ``judge_clip`` holds no CLIP model.
         DataError: fewer than two held-out pictures for a set.
     """
+    config = config or ctx.recipe.assess
     sets = {name: list(prompts) for name, prompts in prompt_sets.items()}
     if not sets or not all(sets.values()):
         raise DataError("The judge was given an empty prompt set", expected="at least one prompt in every set")
@@ -147,7 +160,7 @@ def make_judge(
         counts = {f"{name}_prompts": len(p) for name, p in sets.items()}
         return Outcome(counts=counts | {f"{name}_reference_pictures": m.count for name, m in reference.items()})
 
-    return run_stage(ctx, "judge", {"clip": judge_clip, "dataset": dataset}, identity, build)
+    return run_stage(ctx, "judge", {"judge_clip": judge_clip, "dataset": dataset}, identity, build)
 
 
 def clip_folder(artifact: Artifact) -> str:

@@ -6,7 +6,7 @@ for what only the newest one shows; with a single collection there is only ``kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,40 @@ import numpy as np
 from components.contracts.errors import DataError
 from components.contracts.manifest import canonical_json, sha256_text
 from components.contracts.recipe import World
+from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 
 KNOWN, NEW = "known", "new"
 _WORLD_STREAM = 0x9A11  # keeps the judge's scenes on a random stream that no website draws its pictures from
 
 
-def prompt_sets(dataset: Artifact, n: int, seed: int, worlds: Sequence[World | None] = ()) -> dict[str, list[str]]:
-    """The prompt sets of a dataset, at most ``n`` prompts each; the same arguments give the same prompts.
+def heldout_prompts(ctx: Context, dataset: Artifact) -> dict[str, list[str]]:
+    """The prompt sets for judging models of ``dataset``, at most ``assess.prompts`` each; deterministic.
 
-    Args:
-        dataset: artifact with ``data/part-*.parquet`` in ``SAMPLE_SCHEMA``.
-        n: prompts a set.
-        seed: of the draw.
-        worlds: for each collection of the dataset, oldest first, the part of the embedded world that it
-            shows, or None. A set whose collections are all of the world gets fresh prompts of it; the
-            others get captions of the held-out split.
+    Where the recipe collects from the embedded world, fresh prompts of it: ``new`` of what the recipe's edition
+    of the website shows, ``known`` of the same without the featured words. Elsewhere captions of the held-out
+    split.
 
     Raises:
         DataError: the dataset holds no held-out captions.
     """
-    sets = heldout_prompts(dataset, n, seed)
-    parts = {KNOWN: list(worlds[:-1]), NEW: list(worlds[-1:])} if len(worlds) > 1 else {KNOWN: list(worlds)}
-    for name, part in parts.items():
-        shown = [world for world in part if world is not None]
-        if shown and len(shown) == len(part):
-            sets[name] = _from_worlds(shown, n, seed, name)
-    return {name: sets[name] for name in (KNOWN, NEW) if name in sets}
+    recipe = ctx.recipe
+    n, seed, world = recipe.assess.prompts, recipe.seed, recipe.collect.world
+    sets = caption_prompts(dataset, n, seed)
+    if world is None or not recipe.assess.world_prompts:
+        return sets
+    shown = {KNOWN: world}
+    if NEW in sets:
+        ordinary = {"leave_out": tuple(dict.fromkeys((*world.leave_out, *world.feature))), "feature": ()}
+        shown = {KNOWN: world.model_copy(update=ordinary), NEW: world}
+    return {name: world_prompts(part, n, seed, stream) for stream, (name, part) in enumerate(shown.items())}
 
 
-def heldout_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]]:
+def caption_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]]:
     """Up to ``n`` distinct captions a set, drawn from the held-out split of the dataset.
 
     Raises:
-        DataError: the held-out split of a collection is empty.
+        DataError: nothing is held out.
     """
     by_source: dict[int, set[str]] = {}
     for row in heldout_rows(dataset, ["caption", "source"]):
@@ -138,12 +138,3 @@ def meaning(prompt: str) -> str:
         return repr(parse(prompt))
     except ValueError:
         return " ".join(prompt.casefold().split())
-
-
-def _from_worlds(worlds: list[World], n: int, seed: int, name: str) -> list[str]:
-    offset = 0 if name == KNOWN else 1000
-    found: dict[str, None] = {}
-    for index, world in enumerate(worlds):
-        share = n // len(worlds) + (index < n % len(worlds))
-        found |= dict.fromkeys(world_prompts(world, share, seed, offset + index)) if share else {}
-    return list(found)

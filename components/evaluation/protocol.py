@@ -21,17 +21,17 @@ Stamp = dict[str, Any]
 
 
 def seed_of(base: int, index: int) -> int:
-    """Seed of the prompt at ``index`` in its set: a function of the index alone, so no worker changes it."""
+    """Seed of the prompt at ``index``, counted over all sets in order: no worker can change it."""
     return (base + index) % 2**31
 
 
 def seeds_rule(base: int) -> str:
     """The seed rule in words, for the stamp."""
-    return f"{base} + index of the prompt in its set"
+    return f"{base} + index of the prompt, counted over the sets in order"
 
 
 def seed_base(recipe_seed: int) -> int:
-    """First seed of a set: far from the small seeds that people try by hand."""
+    """First seed of a judge: far from the small seeds that people try by hand."""
     return (recipe_seed * 1_000_003 + 70_000) % 2**31
 
 

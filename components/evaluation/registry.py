@@ -1,6 +1,6 @@
 """Model versions and the alias ``champion`` in MLflow, as the release stage keeps them.
 
-Tags of a version: ``verdict``, ``reasons``, digests (``model``, ``weights``, ``data``, ``assessment``,
+Tags of a version: ``verdict``, ``reasons``, digests (``model_digest``, ``weights``, ``data``, ``assessment``,
 ``judge``, ``policy``, ``record``, and ``against``: the champion's model that it was compared with),
 ``promoted`` once it became champion, ``rolled_back`` and ``restored`` with the reason after a rollback.
 """
@@ -86,20 +86,18 @@ class Registry:
         Raises:
             ArtifactError: the release stage did not register the version, or the store lacks its model.
         """
-        if "model" not in version.tags:
+        if "model_digest" not in version.tags:
             raise ArtifactError(
                 f"Version {version.version} of {version.name} carries no model digest",
                 expected="a version that the release stage registered",
                 remedy="point the alias at such a version",
             )
-        return self._ctx.store.by_digest(version.tags.get("model_kind", "model"), version.tags["model"])
+        return self._ctx.store.by_digest(version.tags.get("model_kind", "model"), version.tags["model_digest"])
 
-    def record_of(self, model: Artifact, assessment: Artifact, policy: str) -> Artifact | None:
-        """The record of an earlier judgement of this model, assessment and policy that still stands.
-
-        It stands when it was carried out, or when the champion is still the one it was compared with.
-        """
-        wanted = {"model": model.digest, "assessment": assessment.digest, "policy": policy}
+    def record_of(self, model: Artifact, assessment: Artifact | None, policy: str) -> Artifact | None:
+        """See :func:`components.evaluation.release.find`."""
+        wanted = {"model_digest": model.digest, "policy": policy}
+        wanted |= {"assessment": assessment.digest} if assessment else {}
         present = self.champion()
         for version in reversed(self.versions()):
             tags = version.tags
@@ -111,23 +109,25 @@ class Registry:
                     return self._ctx.store.by_digest("release", tags["record"])
         return None
 
-    def ensure(self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact) -> ModelVersion:
-        """Register the judged model if it is not yet, and carry out the verdict if that is not yet done."""
-        version = next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
-        if version is None:
-            version = self._register(record, content, model, assessment)
-            say(f"release: version {version.version} of {self._name} registered, verdict {content['verdict']}")
-        if content["verdict"] != "pass" or version.tags.get("promoted") == "true":
-            return version
+    def register(self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact) -> None:
+        """Register the judged model, unless the record has its version already."""
+        if self._version_of(record) is None:
+            made = self._register(record, content, model, assessment)
+            say(f"release: version {made.version} of {self._name} registered, verdict {content['verdict']}")
+
+    def carry_out(self, record: Artifact, content: dict[str, Any]) -> None:
+        """Make the model of a registered record the champion if it passed and that is not yet done."""
+        version = self._version_of(record)
+        if version is None or content["verdict"] != "pass" or version.tags.get("promoted") == "true":
+            return
         present = self.champion()
         if present is None or present.version != version.version:
-            if _model_digest(present) not in (content["champion"] or "", model.digest):
+            if _model_digest(present) not in (_against(content), content["model"]):
                 say(f"release: version {version.version} was compared with another champion; alias unchanged")
-                return version
+                return
             self.tracker.set_alias(self._name, CHAMPION, version.version)
         self.tracker.tag_version(self._name, version.version, {"promoted": "true"})
         say(f"release: version {version.version} of {self._name} is the champion")
-        return self.tracker.version(self._name, version.version)
 
     def rollback(self, reason: str) -> ModelVersion:
         """See :func:`rollback`."""
@@ -146,6 +146,9 @@ class Registry:
         self.tracker.set_alias(self._name, CHAMPION, fit[-1].version)
         say(f"release: version {present.version} rolled back to {fit[-1].version} ({reason})")
         return self.tracker.version(self._name, fit[-1].version)
+
+    def _version_of(self, record: Artifact) -> ModelVersion | None:
+        return next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
 
     def _register(
         self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact
@@ -166,11 +169,12 @@ class Registry:
             model.url,
             run.id,
             {
-                **{k: content[k] for k in ("verdict", "model", "weights", "data", "assessment", "judge")},
+                **{k: content[k] for k in ("verdict", "weights", "data", "assessment", "judge")},
                 "reasons": "\n".join(content["reasons"]),
                 "policy": content["policy_digest"],
                 "record": record.digest,
-                "against": content["champion"] or "",
+                "against": _against(content),
+                "model_digest": model.digest,
                 "model_kind": model.manifest.kind,
             },
             _description(content),
@@ -187,6 +191,22 @@ def champion(ctx: Context) -> tuple[ModelVersion, Artifact] | None:
     registry = Registry(ctx)
     found = registry.champion()
     return (found, registry.model_of(found)) if found else None
+
+
+def require_champion(ctx: Context) -> tuple[ModelVersion, Artifact]:
+    """See :func:`champion`; there must be one.
+
+    Raises:
+        ArtifactError: there is none (yet), or the store does not hold its model.
+        RegistryError: the registry is down.
+    """
+    if found := champion(ctx):
+        return found
+    raise ArtifactError(
+        f"{ctx.recipe.release.model_name} has no champion",
+        expected="a model that passed the release gate",
+        remedy=f"run `atelier run --recipe {ctx.recipe.name}` first",
+    )
 
 
 def versions(ctx: Context) -> list[ModelVersion]:
@@ -210,14 +230,20 @@ def rollback(ctx: Context, reason: str) -> ModelVersion:
         return registry.rollback(reason)
 
 
+def _against(content: dict[str, Any]) -> str:
+    return str(content["champion"]["model"]) if content["champion"] else ""
+
+
 def _can_return(version: ModelVersion, present: ModelVersion) -> bool:
     tags = version.tags
     was_champion = tags.get("verdict") == "pass" and tags.get("promoted") == "true" and "rolled_back" not in tags
-    return was_champion and version.version < present.version and tags["model"] != present.tags.get("model")
+    return (
+        was_champion and version.version < present.version and tags["model_digest"] != present.tags.get("model_digest")
+    )
 
 
 def _model_digest(version: ModelVersion | None) -> str:
-    return version.tags.get("model", "") if version else ""
+    return version.tags.get("model_digest", "") if version else ""
 
 
 def _description(content: dict[str, Any]) -> str:

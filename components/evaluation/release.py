@@ -14,16 +14,18 @@ from components.contracts.errors import ArtifactError, GateRefused, InputError
 from components.contracts.manifest import canonical_json, sha256_text
 from components.evaluation.assess import Assessment
 from components.evaluation.gate import decide, primary_set
-from components.evaluation.registry import Registry, champion, rollback, versions
+from components.evaluation.registry import Registry, champion, require_champion, rollback, versions
 from components.runtime.progress import say
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
 
 __all__ = [
     "champion",
+    "find",
     "policy_digest",
     "read_record",
     "release",
+    "require_champion",
     "require_pass",
     "rollback",
     "versions",
@@ -57,16 +59,37 @@ def release(
         raise InputError(
             f"{assessment.short} does not measure {model.short}", remedy="pass the assessment of this model"
         )
+    if standing := find(ctx, model, assessment):
+        return standing
     registry = Registry(ctx)
+    with registry.locked():
+        _require_present_champion(registry, model, champion_assessment)
+        record = _judge(ctx, model, assessment, champion_assessment)
+        content = read_record(record)
+        registry.register(record, content, model, assessment)
+        registry.carry_out(record, content)
+    return record
+
+
+def find(ctx: Context, model: Artifact, assessment: Artifact | None = None) -> Artifact | None:
+    """The record of an earlier judgement of ``model`` under this policy, if it still stands; else None.
+
+    It stands when it was carried out, or when the champion is still the one it was compared with. What a kill
+    left undone of it is completed. With ``assessment`` only a judgement of that one counts.
+
+    Raises:
+        RegistryError: the registry is down.
+    """
+    registry = Registry(ctx)
+    if not registry.exists:
+        return None
     with registry.locked():
         record = registry.record_of(model, assessment, policy_digest(ctx))
         if record is not None:
-            say(f"release: already judged ({record.short})")
-        else:
-            _require_present_champion(registry, model, champion_assessment)
-            record = _judge(ctx, model, assessment, champion_assessment)
-        registry.ensure(record, read_record(record), model, assessment)
-    return record
+            content = read_record(record)
+            registry.carry_out(record, content)
+            say(f"release: already judged, verdict {content['verdict']} ({record.short})")
+        return record
 
 
 def read_record(record: Artifact) -> dict[str, Any]:
@@ -121,11 +144,11 @@ def _judge(ctx: Context, model: Artifact, assessment: Artifact, champion_assessm
             "model": model.digest,
             "weights": weights_digest(model),
             "data": model.manifest.inputs.get("dataset", ""),
-            "model_inputs": model.manifest.inputs,
+            "lineage": model.manifest.inputs,
             "assessment": assessment.digest,
             "judge": assessment.manifest.inputs["judge"],
-            "champion": two.model if two else None,
-            "champion_assessment": champion_assessment.digest if champion_assessment else None,
+            "champion": champion_assessment
+            and {"model": champion_assessment.manifest.inputs["model"], "assessment": champion_assessment.digest},
             "policy": policy.identity(),
             "policy_digest": policy_digest(ctx),
         }
@@ -142,7 +165,7 @@ def _metrics(assessment: Assessment) -> dict[str, Any]:
 
 def _require_present_champion(registry: Registry, model: Artifact, champion_assessment: Artifact | None) -> None:
     present = registry.champion()
-    digest = present.tags.get("model") if present else None
+    digest = present.tags.get("model_digest") if present else None
     measured = champion_assessment.manifest.inputs.get("model") if champion_assessment else None
     if measured != digest and not (measured is None and digest == model.digest):
         raise InputError(

@@ -179,7 +179,7 @@ def _config(optimiser: Optimiser, stage: int, batch_size: int, size: int) -> dic
             "type": "Muon",
             "params": {
                 "muon_lr": optimiser.muon_rate, "adam_lr": optimiser.adam_rate, "momentum": 0.9,
-                "ns_method": "gram", **adam,
+                "ns_method": "standard", **adam,
             },
         }  # fmt: skip
     else:

@@ -170,7 +170,8 @@ class DenoiserTask:
     config: Denoiser
     dataset: Path
     latents: Path
-    text_encoder: Path
+    clip: Path
+    tokenizer: Path
     scaling: float  # of latents, to unit variance
     latent_channels: int
     latent_size: int
@@ -181,14 +182,14 @@ class DenoiserTask:
     def build(self) -> nn.Module:
         if self.start:
             return Flow(denoisers.load_denoiser(self.start))
-        width = encoders.load_clip(self.text_encoder).config.text_config.hidden_size
+        width = encoders.load_clip(self.clip).config.text_config.hidden_size
         return Flow(denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width))
 
     def open(self, module: nn.Module, device: torch.device) -> int:
-        tokenizer = encoders.load_tokenizer(self.text_encoder / "tokenizer")
+        tokenizer = encoders.load_tokenizer(self.tokenizer)
         ids = load_captions(self.dataset, tokenizer)
         mean, logvar = load_latents(self.latents, self.latent_channels, self.latent_size)
-        tower = encoders.text_tower(encoders.load_clip(self.text_encoder)).to(device)
+        tower = encoders.text_tower(encoders.load_clip(self.clip)).to(device)
         empty = encoders.text_states(tower, _empty_prompt(tokenizer).to(device))[0].cpu()
         width = empty.shape[-1]
         states = None

@@ -29,7 +29,9 @@ def crowd(rng: np.random.Generator, n: int, centres: int, flips: int, noise: int
     return hashes[:, 0].copy(), hashes[:, 1].copy(), thumbs
 
 
-def brute(plain: np.ndarray, mirrored: np.ndarray, thumbs: np.ndarray, bits: int, distance: float) -> set[tuple[int, int]]:
+def brute(
+    plain: np.ndarray, mirrored: np.ndarray, thumbs: np.ndarray, bits: int, distance: float
+) -> set[tuple[int, int]]:
     i, j = np.triu_indices(len(plain), 1)
     near = hash_distances(plain, mirrored, i, j) <= bits
     i, j = i[near], j[near]
@@ -118,7 +120,8 @@ def test_changed_copies_cluster_with_their_originals_and_nothing_else() -> None:
 
 
 def test_scores_have_their_shapes() -> None:
-    scores = score(scene(1).crop((0, 0, 96, 60)), 32)
+    picture = scene(1).crop((0, 0, 96, 60))
+    scores = score(picture, 32)
     assert (scores.width, scores.height, len(scores.pixels), len(scores.thumb)) == (96, 60, 32 * 32 * 3, 16 * 16 * 3)
     assert score(Image.new("RGB", (40, 40), "red"), 32).grey_std == 0
-    assert scores.grey_std == pytest.approx(np.asarray(scene(1).crop((0, 0, 96, 60)).convert("L"), dtype=float).std(), rel=1e-4)
+    assert scores.grey_std == pytest.approx(np.asarray(picture.convert("L"), dtype=float).std(), rel=1e-4)

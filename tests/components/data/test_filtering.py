@@ -26,7 +26,9 @@ RULES = Prepare(min_side=16, max_aspect=3, blank_std=2, max_caption_chars=20)
         (48, 48, 30.0, "x" * 21, DropReason.CAPTION_TOO_LONG),
     ],
 )
-def test_every_rule(width: int | None, height: int | None, std: float | None, caption: str, reason: DropReason | None) -> None:
+def test_every_rule(
+    width: int | None, height: int | None, std: float | None, caption: str, reason: DropReason | None
+) -> None:
     found = reject(width, height, std, caption, RULES)
     assert (found and found[0]) == reason
     assert found is None or found[1]

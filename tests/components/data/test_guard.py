@@ -19,7 +19,9 @@ PRIVATE_V4 = [
         "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
     )
 ]  # fmt: skip
-PRIVATE_V6 = [ipaddress.IPv6Network(n) for n in ("::1/128", "fc00::/7", "fe80::/10", "ff00::/8", "2001:db8::/32", "2001::/32")]
+PRIVATE_V6 = [
+    ipaddress.IPv6Network(n) for n in ("::1/128", "fc00::/7", "fe80::/10", "ff00::/8", "2001:db8::/32", "2001::/32")
+]
 
 
 def inside(networks: list[ipaddress.IPv4Network] | list[ipaddress.IPv6Network]) -> st.SearchStrategy[int]:
@@ -53,7 +55,9 @@ def test_what_ipaddress_calls_not_global_never_passes(number: int) -> None:
         assert not is_public(address)
 
 
-@pytest.mark.parametrize("text", ["8.8.8.8", "1.1.1.1", "151.101.1.140", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::1"])
+@pytest.mark.parametrize(
+    "text", ["8.8.8.8", "1.1.1.1", "151.101.1.140", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::1"]
+)
 def test_public_addresses_pass(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
 
@@ -63,7 +67,9 @@ def test_odd_private_forms_do_not_pass(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "gopher://a", "data:image/png;base64,AA", "", "no url", "http://"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://a/b", "gopher://a", "data:image/png;base64,AA", "", "no url", "http://"]
+)
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(Refusal) as refusal:
         target_of(url)
@@ -93,7 +99,9 @@ def test_no_text_makes_a_request_line_of_its_own(text: str) -> None:
     assert target.path.isascii() and not any(c.isspace() or ord(c) < 32 for c in target.path + target.authority)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0x7f.1", "2130706433", "127.1", "[::1]", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "0x7f.1", "2130706433", "127.1", "[::1]", "[::ffff:127.0.0.1]"]
+)
 def test_loopback_is_refused_however_it_is_written(host: str) -> None:
     with pytest.raises(Refusal) as refusal:
         Guard().addresses(target_of(f"http://{host}:8000/"), 5)

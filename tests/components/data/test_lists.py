@@ -13,7 +13,11 @@ import pytest
 from components.contracts.errors import InputError
 from components.data.lists import LIST_SCHEMA, read_list
 
-ROWS = [("http://a.example/1.jpg", "a red star"), ("http://a.example/2.jpg", 'a "blue",\nsquare'), ("http://a.example/3.jpg", "null")]
+ROWS = [
+    ("http://a.example/1.jpg", "a red star"),
+    ("http://a.example/2.jpg", 'a "blue",\nsquare'),
+    ("http://a.example/3.jpg", "null"),
+]
 
 
 def write(path: Path) -> Path:
@@ -72,9 +76,9 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_missing_columns_are_named_with_those_found(tmp_path: Path) -> None:
     path = write(tmp_path / "l.parquet")
-    with pytest.raises(InputError, match="no column 'text'; it has 'caption', 'url', 'n'.*collect.caption_column"):
+    with pytest.raises(InputError, match=r"no column 'text'; it has 'caption', 'url', 'n'.*collect\.caption_column"):
         read_list(str(path), caption_column="text")
-    with pytest.raises(InputError, match="no column 'link'.*collect.url_column"):
+    with pytest.raises(InputError, match=r"no column 'link'.*collect\.url_column"):
         read_list(str(path), url_column="link")
 
 

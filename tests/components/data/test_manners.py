@@ -17,7 +17,7 @@ AGENT = "ateliercollector"
         (["noindex, nofollow"], "noindex, nofollow"),
         (["none"], "none"),
         (["max-snippet:-1, noai"], "max-snippet:-1, noai"),
-        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noimageai"], "unavailable_after: 25 Jun 2030 15:00:00 PST, noimageai"),
+        (["unavailable_after: 25 Jun 2030 15:00:00, noai"], "unavailable_after: 25 Jun 2030 15:00:00, noai"),
         (["AtelierCollector: noai"], "AtelierCollector: noai"),
         (["*: noindex"], "*: noindex"),
         (["all", "otherbot: noindex, ateliercollector: noai"], "otherbot: noindex, ateliercollector: noai"),

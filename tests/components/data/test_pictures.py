@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -103,7 +104,8 @@ def bomb(side: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [4_000, 12_000, 60_000])
@@ -125,18 +127,21 @@ def test_a_file_that_ends_early_is_truncated(kind: str, share: float) -> None:
     assert reason is CollectReason.TRUNCATED or (kind == "WEBP" and share < 0.1)
 
 
-@pytest.mark.parametrize("body", [b"", b"<!doctype html><html></html>", b"<svg xmlns=''/>", b"%!PS-Adobe-3.0 EPSF", b"hello" * 99])
+@pytest.mark.parametrize(
+    "body", [b"", b"<!doctype html><html></html>", b"<svg xmlns=''/>", b"%!PS-Adobe-3.0 EPSF", b"hello" * 99]
+)
 def test_what_is_no_picture_says_so(body: bytes) -> None:
     assert refusal_of(body) is CollectReason.NOT_AN_IMAGE
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"BM"]))
+@given(
+    st.binary(max_size=400),
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF", b"BM"]),
+)
 def test_no_bytes_raise_anything_but_a_refusal(data: bytes, start: bytes) -> None:
-    try:
+    with contextlib.suppress(Refusal):
         normalise(start + data, 64, 10**6)
-    except Refusal:
-        pass
 
 
 @pytest.mark.skipif(not MALFORMED.exists(), reason=f"the shared data set {MALFORMED.name} is not here")

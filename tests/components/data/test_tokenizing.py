@@ -36,7 +36,8 @@ def test_transformers_opens_the_folder_and_pads_as_a_pipeline_does(tmp_path: Pat
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     write_tokenizer(FILES, tmp_path / "tokenizer")
-    for opened in (PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer"), AutoTokenizer.from_pretrained(tmp_path / "tokenizer")):
+    for loader in (PreTrainedTokenizerFast, AutoTokenizer):
+        opened = loader.from_pretrained(tmp_path / "tokenizer")
         assert (opened.bos_token, opened.eos_token, opened.pad_token) == (BEGIN, END, END)
         assert opened.model_max_length == 32 and len(opened) <= 400
         text = ["a small blue heart", "zebra " * 99]

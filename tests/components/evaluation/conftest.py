@@ -124,8 +124,8 @@ def clip(ctx: Context, make: Callable[..., Artifact], clip_files: dict[str, byte
     return make(ctx, "judge_clip", clip_files)
 
 
-@pytest.fixture
-def dataset(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Artifact:
+@pytest.fixture(scope="session")
+def dataset_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Sixty pictures of two collections; every third one is held out. The new one shows pink hearts."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -143,12 +143,18 @@ def dataset(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Arti
                 "split": split, "source": source,
             }
         )  # fmt: skip
-    file = tmp_path / "part.parquet"
+    file = tmp_path_factory.mktemp("dataset") / "part.parquet"
     files = {}
     for number, part in enumerate((rows[:30], rows[30:])):
         pq.write_table(pa.Table.from_pylist(part, schema=SAMPLE_SCHEMA), file)
         files[f"data/part-{number:05d}.parquet"] = file.read_bytes()
-    return make(ctx, "dataset", files)
+    return files
+
+
+@pytest.fixture
+def dataset(ctx: Context, make: Callable[..., Artifact], dataset_files: dict[str, bytes]) -> Artifact:
+    """A ``dataset`` artifact of those files."""
+    return make(ctx, "dataset", dataset_files)
 
 
 @pytest.fixture

@@ -62,23 +62,31 @@ def pipeline_files(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: P
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def ctx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """One context and one local Ray for the module: a worker takes seconds to import what it needs."""
+    from components.runtime.cluster import ray_session
+
+    run = {"root": str(tmp_path_factory.mktemp("runs")), "object_store_mb": 100}
+    made = Context.of(Recipe.model_validate({"name": "t", "run": run}))
+    with ray_session(made.recipe.run):
+        yield made
+
+
+@pytest.fixture(scope="module")
 def model(ctx: Context, make: Callable[..., Artifact], pipeline_files: dict[str, bytes]) -> Artifact:
     return make(ctx, "model", pipeline_files)
 
 
-@pytest.fixture
-def judge(ctx: Context, clip: Artifact, dataset: Artifact) -> Artifact:
+@pytest.fixture(scope="module")
+def judge(
+    ctx: Context,
+    make: Callable[..., Artifact],
+    clip_files: dict[str, bytes],
+    dataset_files: dict[str, bytes],
+) -> Artifact:
+    clip, dataset = make(ctx, "judge_clip", clip_files), make(ctx, "dataset", dataset_files)
     return make_judge(ctx, clip, dataset, SETS, Assess(steps=2, batch_size=2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local Ray for the module; the stage joins it."""
-    from components.runtime.cluster import ray_session
-
-    with ray_session(Recipe.model_validate({"name": "t", "run": {"object_store_mb": 100}}).run):
-        yield
 
 
 def with_workers(ctx: Context, workers: int) -> Context:
@@ -104,7 +112,7 @@ def test_assessment_end_to_end(ctx: Context, model: Artifact, judge: Artifact) -
     assert table.schema.equals(PER_PROMPT_SCHEMA)
     rows = table.to_pylist()
     assert [r["prompt"] for r in rows] == SETS["known"] + SETS["new"]
-    assert [r["seed"] for r in rows] == [70000, 70001, 70002, 70003, 70000, 70001]
+    assert [r["seed"] for r in rows] == list(range(70000, 70006))
     assert rows[3]["correct"] is None and rows[3]["attributes"] is None and rows[0]["correct"] is not None
     wrong = next(r for r in rows if r["correct"] is False)
     assert "wrong" in wrong["reason"] and not all(json.loads(wrong["attributes"]).values())
@@ -115,6 +123,17 @@ def test_assessment_end_to_end(ctx: Context, model: Artifact, judge: Artifact) -
     assert read.model == model.digest and read.stamp == stamp and list(read.sets) == ["known", "new"]
     assert np.isnan(read.sets["known"].correct[3]) and read.sets["new"].prompts == tuple(SETS["new"])
     assert assess(ctx, model, judge) == artifact
+
+
+def test_pictures_are_those_of_the_model_alone(ctx: Context, model: Artifact, judge: Artifact) -> None:
+    from components.models.pipeline import Generator
+
+    rows = pq.read_table(assess(ctx, model, judge).path("per_prompt.parquet")).to_pylist()[:2]
+    pictures = Generator.load(model.local()).generate(
+        [r["prompt"] for r in rows], [r["seed"] for r in rows], steps=2, guidance_scale=3.0
+    )
+    for row, picture in zip(rows, pictures, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), picture)
 
 
 def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
@@ -142,17 +161,6 @@ def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
         again = assess(with_workers(ctx, 1), model, judge)
     assert again.digest == first.digest
     assert sorted(drawn) == sorted(c.name for c in chunks_of(Judge.read(judge))), "no chunk was drawn twice"
-
-
-def test_pictures_are_those_of_the_model_alone(ctx: Context, model: Artifact, judge: Artifact) -> None:
-    from components.models.pipeline import Generator
-
-    rows = pq.read_table(assess(ctx, model, judge).path("per_prompt.parquet")).to_pylist()[:2]
-    pictures = Generator.load(model.local()).generate(
-        [r["prompt"] for r in rows], [r["seed"] for r in rows], steps=2, guidance_scale=3.0
-    )
-    for row, picture in zip(rows, pictures, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), picture)
 
 
 def test_a_damaged_model_is_named_from_inside_the_worker(

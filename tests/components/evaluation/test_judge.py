@@ -13,7 +13,7 @@ from components.contracts.recipe import Assess
 from components.evaluation.extractor import ClipExtractor
 from components.evaluation.judge import Judge, make_judge
 from components.evaluation.metrics import Moments, clip_scores
-from components.evaluation.prompts import heldout_prompts, heldout_rows
+from components.evaluation.prompts import caption_prompts, heldout_rows
 from components.evaluation.protocol import difference, sampler_of
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
@@ -43,7 +43,7 @@ def test_judge_is_the_same_bytes_when_made_again_and_another_when_anything_chang
 ) -> None:
     import shutil
 
-    first = make_judge(ctx, clip, dataset, SETS, Assess())
+    first = make_judge(ctx, clip, dataset, SETS)
     shutil.rmtree(first.url)
     assert make_judge(ctx, clip, dataset, SETS, Assess()).digest == first.digest
     assert make_judge(ctx, clip, dataset, SETS, Assess(sheet=3)).digest == first.digest, "the sheet measures nothing"
@@ -100,7 +100,7 @@ def test_bad_inputs_are_named(ctx: Context, clip: Artifact, dataset: Artifact, m
 
 
 def test_judge_takes_heldout_prompts(ctx: Context, clip: Artifact, dataset: Artifact) -> None:
-    sets = heldout_prompts(dataset, 8, 0)
+    sets = caption_prompts(dataset, 8, 0)
     artifact = make_judge(ctx, clip, dataset, sets, Assess())
     assert artifact.manifest.counts["known_prompts"] == 8
     assert json.loads(artifact.path("prompts.json").read_text()) == sets

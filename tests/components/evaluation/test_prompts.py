@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from components.contracts.errors import DataError
-from components.contracts.recipe import World
+from components.contracts.recipe import Recipe, World
 from components.data.world import parse
 from components.evaluation.prompts import (
+    caption_prompts,
     heldout_prompts,
     heldout_rows,
     meaning,
-    prompt_sets,
     prompts_digest,
     world_prompts,
 )
@@ -22,15 +22,15 @@ from components.runtime.storage import Artifact
 
 
 def test_heldout_prompts_come_from_the_right_collection(dataset: Artifact) -> None:
-    sets = heldout_prompts(dataset, 100, seed=1)
+    sets = caption_prompts(dataset, 100, seed=1)
     assert list(sets) == ["known", "new"]
     rows = list(heldout_rows(dataset, ["caption", "source", "split"]))
     assert {r["split"] for r in rows} == {"holdout"}
     for name, source in (("known", 0), ("new", 1)):
         assert set(sets[name]) == {r["caption"] for r in rows if r["source"] == source}
         assert len(set(sets[name])) == len(sets[name])
-    assert heldout_prompts(dataset, 5, 1)["known"] == sets["known"][:5]
-    assert heldout_prompts(dataset, 100, 2)["known"] != sets["known"]
+    assert caption_prompts(dataset, 5, 1)["known"] == sets["known"][:5]
+    assert caption_prompts(dataset, 100, 2)["known"] != sets["known"]
 
 
 def test_world_prompts_keep_to_the_spec() -> None:
@@ -50,21 +50,25 @@ def test_a_small_world_gives_what_it_has() -> None:
         world_prompts(World(leave_out=("heart",), feature=("heart",)), 5, 0)
 
 
-def test_prompt_sets_mix_worlds_and_captions(dataset: Artifact) -> None:
-    old, new = World(leave_out=("heart",)), World(feature=("heart",))
-    sets = prompt_sets(dataset, 12, 0, [old, new])
-    assert [len(p) for p in sets.values()] == [12, 12] and all("heart" in p for p in sets["new"])
-    captions = heldout_prompts(dataset, 12, 0)
-    assert prompt_sets(dataset, 12, 0) == captions
-    assert prompt_sets(dataset, 12, 0, [None, new]) == {"known": captions["known"], "new": sets["new"]}
-    three = prompt_sets(dataset, 13, 0, [old, old, new])
-    assert len(three["known"]) == 13 and three["new"][:12] == sets["new"]
-    assert prompts_digest(sets) != prompts_digest(captions)
+def in_world(ctx: Context, **world: object) -> Context:
+    tree = ctx.recipe.model_dump(mode="json") | {"collect": {"world": world}, "assess": {"prompts": 40}}
+    return Context(Recipe.model_validate(tree), ctx.store, ctx.home)
+
+
+def test_sets_of_a_world(ctx: Context, dataset: Artifact) -> None:
+    grown = heldout_prompts(in_world(ctx, feature=["heart", "pink"]), dataset)
+    assert {name: len(p) for name, p in grown.items()} == {"known": 40, "new": 40}
+    assert all("heart" in p or "pink" in p for p in grown["new"])
+    assert not any("heart" in p or "pink" in p for p in grown["known"])
+    first = heldout_prompts(in_world(ctx, leave_out=["heart", "pink"]), dataset)
+    assert first["known"] == grown["known"], "what the first edition shows is what the grown one calls known"
+    assert prompts_digest(first) != prompts_digest(grown)
+    assert heldout_prompts(ctx, dataset) == caption_prompts(dataset, 512, 0), "no world: captions"
 
 
 def test_no_heldout_pictures(ctx: Context, make: Callable[..., Artifact]) -> None:
     with pytest.raises(DataError, match=r"no held-out pictures.*raise prepare\.holdout"):
-        heldout_prompts(make(ctx, "dataset", {"tokenizer/x": b"1"}), 5, 0)
+        heldout_prompts(ctx, make(ctx, "dataset", {"tokenizer/x": b"1"}))
 
 
 def test_meaning() -> None:

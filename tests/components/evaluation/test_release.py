@@ -12,7 +12,16 @@ from components.contracts.errors import ArtifactError, GateRefused, InputError, 
 from components.contracts.recipe import Recipe
 from components.evaluation import registry as registry_module
 from components.evaluation.registry import Registry
-from components.evaluation.release import champion, read_record, release, require_pass, rollback, versions
+from components.evaluation.release import (
+    champion,
+    find,
+    read_record,
+    release,
+    require_champion,
+    require_pass,
+    rollback,
+    versions,
+)
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.runtime.tracking import Tracker
@@ -39,17 +48,20 @@ def ctx(tmp_path: Path, empty_registry: Path) -> Context:
 
 def test_the_story_of_four_models(ctx: Context, judged: Judged) -> None:
     assert champion(ctx) is None and versions(ctx) == []
+    with pytest.raises(ArtifactError, match=r"has no champion.*atelier run --recipe release"):
+        require_champion(ctx)
 
     # the first one passes its floor
     model1, assessment1 = judged("m1", 450)
     record1 = release(ctx, model1, assessment1)
     require_pass(record1)
+    assert find(ctx, model1) == find(ctx, model1, assessment1) == record1
     now = champion(ctx)
     assert now is not None and now[0].version == 1 and now[1].digest == model1.digest
     tags = now[0].tags
     assert tags["verdict"] == "pass" and tags["promoted"] == "true" and tags["record"] == record1.digest
     assert "first model" in tags["reasons"] and now[0].source == model1.url
-    assert {"model", "weights", "data", "assessment", "judge", "policy"} <= set(tags)
+    assert {"model_digest", "weights", "data", "assessment", "judge", "policy"} <= set(tags)
 
     # a worse one is registered with its reasons, and the alias stays
     model2, assessment2 = judged("m2", 300)
@@ -64,14 +76,17 @@ def test_the_story_of_four_models(ctx: Context, judged: Judged) -> None:
     model3, assessment3 = judged("m3", 490)
     record3 = release(ctx, model3, assessment3, assessment1)
     content = read_record(record3)
-    assert content["champion"] == model1.digest and content["comparisons"][0]["outcome"] == "improved"
+    assert (
+        content["champion"] == {"model": model1.digest, "assessment": assessment1.digest}
+        and content["comparisons"][0]["outcome"] == "improved"
+    )
     now = champion(ctx)
     assert now is not None and now[0].version == 3
 
     # running all of it again changes nothing
     assert release(ctx, model3, assessment3) == record3, "the champion itself: judged already"
     assert release(ctx, model3, assessment3, assessment1) == record3
-    assert release(ctx, model1, assessment1) == record1
+    assert release(ctx, model1, assessment1) == record1 and find(ctx, model2) is None, "a new champion: a new trial"
     now = champion(ctx)
     assert now is not None and now[0].version == 3 and len(versions(ctx)) == 3
 
@@ -143,7 +158,7 @@ def test_a_failed_challenger_is_judged_anew_by_another_champion(ctx: Context, ju
     model3, assessment3 = judged("m3", 500)
     release(ctx, model3, assessment3, assessment1)
     again = release(ctx, model2, assessment2, assessment3)
-    assert again != first and read_record(again)["champion"] == model3.digest
+    assert again != first and read_record(again)["champion"]["model"] == model3.digest
 
 
 def test_never_across_judges(ctx: Context, judged: Judged) -> None:
