@@ -46,7 +46,7 @@ class Round:
 
 def rounds(ctx: Context, records: Sequence[Artifact]) -> list[Round]:
     """The turns of the loop that ended in ``records``, with their artifacts found by lineage."""
-    by_model = {v.tags.get("model"): v.version for v in versions(ctx)}
+    by_model = {v.tags.get("model_digest"): v.version for v in versions(ctx)}
     found = []
     for record in records:
         content = read_record(record)

@@ -22,7 +22,10 @@ def judge(ctx: Context, dataset: Artifact) -> Artifact:
 
 def assess(ctx: Context, model: Artifact | None = None, by: Artifact | None = None) -> Artifact:
     """The assessment of ``model`` by the judge ``by`` (by default: the recipe's model and judge)."""
-    return assessing.assess(ctx, model or train(ctx), by or judge(ctx, prepare(ctx)))
+    if model is None or by is None:
+        dataset = prepare(ctx)
+        model, by = model or train(ctx, dataset), by or judge(ctx, dataset)
+    return assessing.assess(ctx, model, by)
 
 
 def command(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:

@@ -18,7 +18,7 @@ from monitoring import report as reporting
 from monitoring import watch as watching
 from pipelines.end_to_end import end_to_end
 from pipelines.finetune import finetune
-from pipelines.options import DebugOption, SetOption, context, run
+from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
 from pipelines.watch import watch
 
 ORDINARY, UNSEEN = 90, 110  # requests before the drift, and with the concepts the first model never saw
@@ -44,6 +44,7 @@ def demo(ctx: Context) -> dict[str, Any]:
     """Run the story, write ``report.html`` and ``summary.json`` into the recipe's folder, return the summary."""
     from serving import app, client
     from serving.auth import make_key
+    from serving.logbook import read_logbook
 
     grown = Context(later(ctx.recipe), ctx.store, ctx.home, ctx.seconds)
     known, new = ctx.recipe.collect.world, grown.recipe.collect.world
@@ -90,9 +91,9 @@ def demo(ctx: Context) -> dict[str, Any]:
     finally:
         server.stop()
     records = [first, second] if second else [first]
+    failures = sum(report.failed for report in reports)
     with ctx.timed("report"):
-        summary = reporting.write(ctx, records, drift, reports)
-    return summary
+        return reporting.write(ctx, records, drift, read_logbook(ctx.home / "logbook"), failures)
 
 
 def _remembered(ctx: Context, kind: str) -> Artifact | None:
@@ -106,9 +107,9 @@ def _remember(ctx: Context, kind: str, artifact: Artifact) -> None:
     write_bytes(str(ctx.home / "story.json"), json.dumps({kind: artifact.digest}).encode())
 
 
-def command(overrides: SetOption = None, debug: DebugOption = False) -> None:
+def command(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:
     """The whole story on two cores in about ten minutes: train, serve, drift, retrain, replace; then a report."""
-    ctx = context("demo", overrides, debug)
+    ctx = context(recipe, overrides, debug)
     done = ctx.home / "summary.json"
     if done.exists() and json.loads(done.read_text())["loop_closed"]:
         say(f"demo: already done; see {ctx.home / 'report.html'} (remove {ctx.home} to see it happen again)")

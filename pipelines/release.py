@@ -18,13 +18,14 @@ from pipelines.train import train
 
 def release(ctx: Context, model: Artifact | None = None, by: Artifact | None = None) -> Artifact:
     """The gate's record for ``model``, measured with the champion by one judge on the same prompts and seeds."""
-    model = model or train(ctx)
-    if judged := releasing.find(ctx, model):
+    if model is None or by is None:
+        dataset = prepare(ctx)
+        model, by = model or train(ctx, dataset), by or judge(ctx, dataset)
+    assessment = assessing.assess(ctx, model, by)
+    if judged := releasing.find(ctx, model, assessment):
         return judged
-    by = by or judge(ctx, prepare(ctx))
     champion = releasing.champion(ctx)
-    against = assessing.assess(ctx, champion[1], by) if champion else None
-    return releasing.release(ctx, model, assessing.assess(ctx, model, by), against)
+    return releasing.release(ctx, model, assessment, assessing.assess(ctx, champion[1], by) if champion else None)
 
 
 def command(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.contracts.recipe import Autoencoder
+from components.models.quiet import quieten
 
 
 def factor_of(config: Autoencoder) -> int:
@@ -19,6 +20,7 @@ def make_autoencoder(config: Autoencoder, image_size: int) -> Any:
     The second convolution of every residual block starts at zero, so that the network starts as a nearly
     linear map and is trained deeper from there (Zhang et al. 2019, "Fixup Initialization").
     """
+    quieten()
     import torch
     from diffusers import AutoencoderKL
 
@@ -43,6 +45,7 @@ def make_autoencoder(config: Autoencoder, image_size: int) -> Any:
 
 def load_autoencoder(folder: Path) -> Any:
     """A saved ``AutoencoderKL``, in fp32 and evaluation mode."""
+    quieten()
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.contracts.recipe import Denoiser
+from components.models.quiet import quieten
 
 
 def make_denoiser(config: Denoiser, latent_channels: int, latent_size: int, text_width: int) -> Any:
@@ -16,6 +17,7 @@ def make_denoiser(config: Denoiser, latent_channels: int, latent_size: int, text
     every residual block (Saharia et al. 2022, "Imagen", sec. 2.3: pooled text embeddings beside
     cross-attention). Its prediction is the flow's velocity.
     """
+    quieten()
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -45,6 +47,7 @@ def make_denoiser(config: Denoiser, latent_channels: int, latent_size: int, text
 
 def load_denoiser(folder: Path) -> Any:
     """A saved ``UNet2DConditionModel``, in fp32 and evaluation mode."""
+    quieten()
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.contracts.errors import ArtifactError, InputError
+from components.models.quiet import quieten
 from components.models.text_encoder import load_tokenizer, text_states, text_tower
 
 
@@ -17,7 +18,10 @@ def make_scheduler(shift: float = 1.0) -> Any:
     """DPM-Solver++ (Lu et al. 2022) of second order on the flow's noise levels; ``shift`` as in training."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    # steps_offset is not read with flow noise levels, but the stock pipeline warns of any other value
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, steps_offset=1
+    )
 
 
 def save_pipeline(
@@ -28,6 +32,7 @@ def save_pipeline(
     Args:
         scaling: latents times this have unit variance (Rombach et al. 2022, sec. G).
     """
+    quieten()
     from diffusers import StableDiffusionPipeline
 
     autoencoder.register_to_config(scaling_factor=scaling)
@@ -62,6 +67,7 @@ class Generator:
         Raises:
             ArtifactError: the folder is not such a model.
         """
+        quieten()
         import torch
         from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel

@@ -7,6 +7,7 @@ from typing import Any
 
 from components.contracts.errors import TrainingError
 from components.contracts.recipe import TextEncoder
+from components.models.quiet import quieten
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -15,6 +16,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         TrainingError: a special token is missing, or the end token has an id that CLIP reads differently.
     """
+    quieten()
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -31,6 +33,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def make_clip(config: TextEncoder, tokenizer: Any, image_size: int) -> Any:
     """A fresh ``CLIPModel`` for square pictures of ``image_size`` pixels in -1..1 and the tokenizer's ids."""
+    quieten()
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     tower = {
@@ -59,6 +62,7 @@ def make_clip(config: TextEncoder, tokenizer: Any, image_size: int) -> Any:
 
 def load_clip(folder: Path) -> Any:
     """A saved ``CLIPModel``, in fp32 and evaluation mode."""
+    quieten()
     from transformers import CLIPModel
 
     return CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()

@@ -7,10 +7,9 @@ embeddings, biases and norms with AdamW; without Muon everything goes to AdamW.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,21 +30,16 @@ class Optimiser:
     gradient_clip: float  # of AdamW's gradients; Muon's steps have a fixed norm and need none
 
 
-@contextlib.contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """Rank and world of the process group that is there, or of a group of one made for the block."""
+def joined_group() -> tuple[int, int]:
+    """Rank and world of the process group that is there, or of a group of one, made for this process's life."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        yield dist.get_rank(), dist.get_world_size()
-        return
-    for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ.setdefault(key, value)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield 0, 1
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        # DeepSpeed keeps a group for as long as the process lives, so it is not destroyed after a training
+        for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(key, value)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return dist.get_rank(), dist.get_world_size()
 
 
 class Engine:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from components.contracts.errors import TrainingError
 from components.training import checkpoint, order
 from components.training.ema import Ema
-from components.training.engine import Engine, Optimiser, process_group
+from components.training.engine import Engine, Optimiser, joined_group
 from components.training.objective import schedule
 
 CURVE = "curve.jsonl"
@@ -75,36 +75,36 @@ def train(task: Task, plan: Plan, folder: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the loss is not finite, or the batch cannot be split.
     """
-    with process_group() as (rank, world):
-        mine = order.share(plan.batch_size, rank, world)
-        torch.manual_seed(plan.seed)  # the same fresh weights on every rank
-        module = task.build()
-        checkpoint.restore_weights(folder, module)
-        engine = Engine(module, plan.optimiser, plan.zero_stage, plan.batch_size // world, plan.bf16)
-        ema = Ema(engine.shards(), plan.ema_decay) if plan.ema_decay is not None else None
-        mark = checkpoint.restore(folder, engine, ema, world, plan.zero_stage)
-        samples = order.Order(task.open(module, engine.device), plan.batch_size, plan.seed)
-        clock = _Clock(folder, plan, mark, quiet=rank > 0)
+    rank, world = joined_group()
+    mine = order.share(plan.batch_size, rank, world)
+    torch.manual_seed(plan.seed)  # the same fresh weights on every rank
+    module = task.build()
+    checkpoint.restore_weights(folder, module)
+    engine = Engine(module, plan.optimiser, plan.zero_stage, plan.batch_size // world, plan.bf16)
+    ema = Ema(engine.shards(), plan.ema_decay) if plan.ema_decay is not None else None
+    mark = checkpoint.restore(folder, engine, ema, world, plan.zero_stage)
+    samples = order.Order(task.open(module, engine.device), plan.batch_size, plan.seed)
+    clock = _Clock(folder, plan, mark, quiet=rank > 0)
 
-        def keep(step: int) -> None:
-            done = checkpoint.Mark(step, ema.updates if ema else 0, world, plan.zero_stage, clock.seconds)
-            checkpoint.save(folder, engine, ema, done)
+    def keep(step: int) -> None:
+        done = checkpoint.Mark(step, ema.updates if ema else 0, world, plan.zero_stage, clock.seconds)
+        checkpoint.save(folder, engine, ema, done)
 
-        for step in range(clock.first, plan.steps):
-            draws = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-            with clock.waiting():
-                batch = task.batch(samples.batch(step), mine, draws)
-            scalars = engine(batch)
-            engine.step(scalars["loss"], schedule(step, plan.steps, plan.warmup, plan.cooldown))
-            if ema:
-                ema.update(engine.shards())
-            clock.note(step + 1, scalars)
-            if step + 1 < plan.steps and _agreed(step, clock.due):
-                keep(step + 1)
-                clock.saved()
-        if not mark or mark.step < plan.steps:
-            keep(plan.steps)
-        return clock.close(order_digest=samples.digest(plan.steps) if rank == 0 else "")
+    for step in range(clock.first, plan.steps):
+        draws = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        with clock.waiting():
+            batch = task.batch(samples.batch(step), mine, draws)
+        scalars = engine(batch)
+        engine.step(scalars["loss"], schedule(step, plan.steps, plan.warmup, plan.cooldown))
+        if ema:
+            ema.update(engine.shards())
+        clock.note(step + 1, scalars)
+        if step + 1 < plan.steps and _agreed(step, clock.due):
+            keep(step + 1)
+            clock.saved()
+    if not mark or mark.step < plan.steps:
+        keep(plan.steps)
+    return clock.close(order_digest=samples.digest(plan.steps) if rank == 0 else "")
 
 
 def _agreed(step: int, due: bool) -> bool:
