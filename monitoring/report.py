@@ -242,7 +242,7 @@ def _pairs(ctx: Context, last: Round) -> list[dict[str, Any]]:
 
 def _side(row: dict[str, Any], side: str) -> dict[str, str]:
     mark = {True: "yes", False: "no", None: ""}[row["correct"]]
-    label = row["reason"] or {"yes": "all right", "": "not graded"}.get(mark, "")
+    label = (row["reason"] or {"yes": "all right", "": "not graded"}.get(mark, "")).partition(": saw")[0]
     return {
         "mark": mark,
         "src": _image(row["image"]),
@@ -306,7 +306,14 @@ def _release(turn: Round) -> dict[str, Any]:
         "version": turn.version,
         "verdict": turn.verdict,
         "reasons": turn.content["reasons"],
-        "metrics": [row(n, m, e) for n, metrics in turn.content["metrics"].items() for m, e in metrics.items()],
+        "metrics": [
+            row(n, m, e) for n, metrics in turn.content["metrics"].items() for m, e in metrics.items() if "." not in m
+        ],
+        "attributes": [
+            f"{n}: " + ", ".join(f"{m.partition('.')[2]} {e['value']:.1%}" for m, e in metrics.items() if "." in m)
+            for n, metrics in turn.content["metrics"].items()
+            if any("." in m for m in metrics)
+        ],
         "protocol": ", ".join(f"{k} {str(v)[:16]}" for k, v in turn.content["stamp"].items()),
         "sheet": _image(turn.artifacts["assessment"].path("sheet.png").read_bytes()),
     }

@@ -91,7 +91,7 @@ class TextEncoder(Config):
     image_layers: PositiveInt = 3
     heads: PositiveInt = 4
     patch: PositiveInt = 8
-    images: PositiveInt = 40_000  # images seen
+    images: PositiveInt = 30_000  # images seen
     batch_size: PositiveInt = 256  # global
     learning_rate: float = Field(default=1e-3, gt=0)  # of AdamW
     muon_rate: float = Field(default=0.02, ge=0)  # of Muon, for matrices; 0 trains them with AdamW
@@ -109,7 +109,7 @@ class Autoencoder(Config):
     images: PositiveInt = 12_000
     batch_size: PositiveInt = 16
     learning_rate: float = Field(default=4e-3, gt=0)
-    muon_rate: float = Field(default=0.02, ge=0)
+    muon_rate: float = Field(default=0.03, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     kl_weight: float = Field(default=1e-4, ge=0)
 
@@ -122,8 +122,8 @@ class Denoiser(Config):
     norm_groups: PositiveInt = 16
     heads: PositiveInt = 4
     cross_attention: tuple[bool, ...] = ()  # by level, the finest first; none: the middle block alone reads tokens
-    images: PositiveInt = 40_000
-    batch_size: PositiveInt = 64
+    images: PositiveInt = 48_000
+    batch_size: PositiveInt = 128
     learning_rate: float = Field(default=1e-3, gt=0)
     muon_rate: float = Field(default=0.02, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -56,7 +56,9 @@ class Generator:
     batch, up to the rounding of bf16.
     """
 
-    def __init__(self, tokenizer: Any, tower: Any, denoiser: Any, autoencoder: Any, scheduler: Any, device: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, tower: Any, denoiser: Any, autoencoder: Any, scheduler: Any, device: Any
+    ) -> None:
         self._tokenizer, self._scheduler, self._device = tokenizer, scheduler, device
         self._tower, self._denoiser, self._autoencoder = tower, denoiser, autoencoder
 
@@ -76,12 +78,9 @@ class Generator:
         folder = Path(folder)
         local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         try:
-            parts = [
-                cast_to(part.from_pretrained(folder / name, **local), chosen)
-                for part, name in (
-                    (CLIPTextModel, "text_encoder"), (UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")
-                )
-            ]  # fmt: skip
+            tower = frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", **local), chosen)
+            denoiser = frozen(UNet2DConditionModel.from_pretrained(folder / "unet", **local), chosen)
+            autoencoder = frozen(AutoencoderKL.from_pretrained(folder / "vae", **local), chosen)
             scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
             tokenizer = load_tokenizer(folder / "tokenizer")
         except (OSError, ValueError, KeyError) as error:
@@ -90,7 +89,7 @@ class Generator:
                 expected="a Stable Diffusion folder with unet, vae, text_encoder, tokenizer and scheduler",
                 remedy="check the path, or train and assemble the model again",
             ) from error
-        return cls(tokenizer, *parts, scheduler, chosen)
+        return cls(tokenizer, tower, denoiser, autoencoder, scheduler, chosen)
 
     @property
     def image_size(self) -> int:
@@ -99,7 +98,8 @@ class Generator:
 
     def truncated(self, prompt: str) -> bool:
         """True if the prompt is longer than the text encoder reads: its end is then ignored."""
-        return len(self._tokenizer(prompt, truncation=False)["input_ids"]) > self._tokenizer.model_max_length
+        length = len(self._tokenizer(prompt, truncation=False)["input_ids"])
+        return length > int(self._tokenizer.model_max_length)
 
     def generate(
         self,
@@ -187,6 +187,6 @@ class Generator:
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def cast_to(module: Any, device: Any) -> Any:
+def frozen(module: Any, device: Any) -> Any:
     """The module in fp32 on the device, ready to run, not to train."""
     return module.float().to(device).eval().requires_grad_(False)

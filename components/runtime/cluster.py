@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from components.contracts.errors import RuntimeUnavailable
 from components.contracts.recipe import Run
@@ -65,26 +66,29 @@ def ray_session(run: Run) -> Iterator[None]:
     address = run.ray_address or os.environ.get("RAY_ADDRESS")  # set inside `ray job submit`
     # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
-    threads = {"OMP_NUM_THREADS": str(run.threads_per_worker)}
+    threads = str(run.threads_per_worker)
     termination = signal.getsignal(signal.SIGTERM)
     try:
-        options: dict[str, object] = (
-            {"address": address}
-            if address
-            else {
+        options: dict[str, Any]
+        if address:
+            env = {**quiet_environment(), "OMP_NUM_THREADS": threads}
+            options = {"address": address, "runtime_env": {"env_vars": env}}
+        else:
+            # Workers of a local Ray inherit this process's environment. A runtime_env would say the same, but
+            # then Ray cannot use the worker processes that it starts ahead.
+            os.environ.setdefault("OMP_NUM_THREADS", threads)
+            options = {
                 "address": "local",
                 "num_cpus": run.cpus,
                 "object_store_memory": run.object_store_mb * 1_000_000,
                 "include_dashboard": False,
                 "_temp_dir": folder,
             }
-        )
         try:
             ray.init(
                 **options,
                 log_to_driver=os.environ.get("ATELIER_DEBUG") == "1",
                 logging_level="ERROR",
-                runtime_env={"env_vars": {**quiet_environment(), **threads}},
             )
         except Exception as error:
             raise RuntimeUnavailable(

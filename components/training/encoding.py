@@ -10,6 +10,8 @@ Rows: ``id``, ``split`` and, as little-endian fp16 ``channels x side x side``, `
 from __future__ import annotations
 
 import io
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,7 @@ from components.runtime.progress import Progress
 from components.runtime.storage import write_bytes
 from components.training.samples import parts, pictures_of
 
-LATENT_SCHEMA = pa.schema(
-    [("id", pa.string()), ("split", pa.string()), ("mean", pa.binary()), ("logvar", pa.binary())]
-)
+LATENT_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("mean", pa.binary()), ("logvar", pa.binary())])
 _BATCH = 64
 
 
@@ -44,29 +44,28 @@ def encode_table(model: Any, rows: Any, image_size: int) -> Any:
             mean, logvar = moments.cpu().chunk(2, dim=1)
             means += [m.tobytes() for m in mean.numpy().astype("<f2")]
             logvars += [v.tobytes() for v in logvar.clamp(-30.0, 20.0).numpy().astype("<f2")]
-    columns = [rows["id"].combine_chunks(), rows["split"].combine_chunks(), pa.array(means, pa.binary()), pa.array(logvars, pa.binary())]
-    return pa.Table.from_arrays(columns, schema=LATENT_SCHEMA)
+    moments = [pa.array(means, pa.binary()), pa.array(logvars, pa.binary())]
+    return pa.Table.from_arrays([rows["id"], rows["split"], *moments], schema=LATENT_SCHEMA)
 
 
-class Encoder:
-    """A Ray Data worker: holds the autoencoder and encodes pieces of the dataset."""
+@lru_cache(maxsize=1)
+def _model(folder: str) -> Any:
+    """The autoencoder, loaded once a worker process."""
+    import torch
 
-    def __init__(self, autoencoder: str, image_size: int, target: str) -> None:
-        import torch
+    from components.models.autoencoder import load_autoencoder
 
-        from components.models.autoencoder import load_autoencoder
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    return load_autoencoder(Path(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
 
-        torch.set_num_threads(1)  # sums in one order, whatever the machine
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model, self._size, self._target = load_autoencoder(Path(autoencoder)).to(device), image_size, target
 
-    def __call__(self, piece: dict[str, Any]) -> dict[str, Any]:
-        """Encode one file of the dataset (``path``) into one file of the artifact (``name``)."""
-        rows = pq.read_table(piece["path"], columns=["id", "split", "pixels", "height", "width"])
-        buffer = io.BytesIO()
-        pq.write_table(encode_table(self._model, rows, self._size), buffer, compression="zstd")
-        write_bytes(f"{self._target}/data/{piece['name']}", buffer.getvalue())
-        return {"name": piece["name"], "rows": rows.num_rows}
+def encode_piece(piece: dict[str, Any], autoencoder: str, image_size: int, target: str) -> dict[str, Any]:
+    """Encode one file of the dataset (``path``) into one file of the artifact (``name``); runs in a Ray worker."""
+    rows = pq.read_table(piece["path"], columns=["id", "split", "pixels", "height", "width"])
+    buffer = io.BytesIO()
+    pq.write_table(encode_table(_model(autoencoder), rows, image_size), buffer, compression="zstd")
+    write_bytes(f"{target}/data/{piece['name']}", buffer.getvalue())
+    return {"name": piece["name"], "rows": rows.num_rows}
 
 
 def encode_dataset(dataset: Path, autoencoder: Path, target: str, folder: Path, image_size: int, run: Run) -> int:
@@ -78,17 +77,17 @@ def encode_dataset(dataset: Path, autoencoder: Path, target: str, folder: Path, 
     pieces = [{"path": str(path), "name": path.name} for path in parts(dataset)]
     counts = {p["name"]: pq.read_metadata(p["path"]).num_rows for p in pieces}
     todo = [p for p in pieces if _rows(folder / "data" / p["name"]) != counts[p["name"]]]
-    done = sum(counts.values()) - sum(counts[p["name"]] for p in todo)
+    done: int = sum(counts.values()) - sum(counts[p["name"]] for p in todo)
     progress = Progress("encode", sum(counts.values()), "img", initial=done)
     if todo:
         with ray_session(run):
             import ray
 
-            workers = min(run.workers, len(todo))
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             results = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-                Encoder,
-                fn_constructor_args=(str(autoencoder), image_size, target),
-                concurrency=workers,
+                encode_piece,
+                fn_kwargs={"autoencoder": str(autoencoder), "image_size": image_size, "target": target},
+                compute=ray.data.TaskPoolStrategy(size=run.workers),
                 num_cpus=run.threads_per_worker,
                 num_gpus=run.gpus_per_worker or None,
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ class Optimiser:
 def joined_group() -> tuple[int, int]:
     """Rank and world of the process group that is there, or of a group of one, made for this process's life."""
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if not dist.is_initialized():
         # DeepSpeed keeps a group for as long as the process lives, so it is not destroyed after a training
         for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
             os.environ.setdefault(key, value)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -61,7 +62,7 @@ class Engine:
         self.device = torch.device(_device_name())
         self._bf16, self._stage = bf16, zero_stage
         module.to(self.device).train()
-        self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        self._named: list[tuple[str, Any]] = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         size = sum(p.numel() for _, p in self._named)
         self._engine: Any = deepspeed.initialize(
             model=module,
@@ -148,7 +149,7 @@ def _fit_to_this_project() -> None:
         # compiler at the first step of a process: that takes longer than a short training
         torch._dynamo.config.disable = True
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    stock = original_muon.muon_update
+    stock: Callable[..., Tensor] = original_muon.muon_update
     if getattr(stock, "reads_filters", False):
         return
 

@@ -41,7 +41,9 @@ def flow_loss(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), flow_target(data, noise).float())
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, first: int) -> Tensor:
+def contrastive_loss(
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, first: int
+) -> Tensor:
     """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3) for this rank's rows of the global batch.
 
     Args:
@@ -65,11 +67,13 @@ def sample_gaussian(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 
 
 def kl_to_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL divergence of N(mean, exp(logvar)) from N(0, 1) in nats, mean over all elements (Kingma & Welling 2014, app. B)."""
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1), nats an element (Kingma & Welling 2014, app. B)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def autoencoder_loss(rebuilt: Tensor, pictures: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+def autoencoder_loss(
+    rebuilt: Tensor, pictures: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
+) -> tuple[Tensor, Tensor]:
     """Mean squared error plus ``kl_weight`` times the KL per latent element (Kingma & Welling 2014, eq. 10).
 
     The squared error, not the absolute one of Rombach et al. 2022: flat pictures reach 30 dB with it after a

@@ -54,7 +54,7 @@ class Order:
         return self._permutation
 
     def digest(self, steps: int) -> str:
-        """SHA-256 (hex) over every index of steps ``0 .. steps-1``: two runs saw the same pictures in the same order."""
+        """SHA-256 (hex) over every index of steps ``0 .. steps-1``: equal if two runs saw the same order."""
         sha = hashlib.sha256()
         for step in range(steps):
             sha.update(self.batch(step).astype("<i8").tobytes())

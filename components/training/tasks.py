@@ -62,7 +62,7 @@ class Contrast(nn.Module):
         read = self.model.text_model(input_ids=ids).pooler_output
         images = nn.functional.normalize(self.model.visual_projection(seen).float(), dim=-1)
         texts = nn.functional.normalize(self.model.text_projection(read).float(), dim=-1)
-        everyone = _Gather.apply(torch.stack([images, texts], 1))
+        everyone: Tensor = _Gather.apply(torch.stack([images, texts], 1))  # type: ignore[no-untyped-call]
         # never above 100, as in the paper
         scale = self.log_scale.clamp(max=4.6052).exp()
         first = dist.get_rank() * len(images)
@@ -84,7 +84,8 @@ class TextEncoderTask:
     def build(self) -> nn.Module:
         if self.start:
             return Contrast(encoders.load_clip(self.start))
-        return Contrast(encoders.make_clip(self.config, encoders.load_tokenizer(self.dataset / "tokenizer"), self.image_size))
+        tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
+        return Contrast(encoders.make_clip(self.config, tokenizer, self.image_size))
 
     def open(self, module: nn.Module, device: torch.device) -> int:
         tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
@@ -131,9 +132,9 @@ class AutoencoderTask:
     _data: Any = field(default=None, repr=False)
 
     def build(self) -> nn.Module:
-        fresh = not self.start
-        model = autoencoders.make_autoencoder(self.config, self.image_size) if fresh else autoencoders.load_autoencoder(self.start)
-        return Rebuild(model, self.config.kl_weight)
+        if self.start:
+            return Rebuild(autoencoders.load_autoencoder(self.start), self.config.kl_weight)
+        return Rebuild(autoencoders.make_autoencoder(self.config, self.image_size), self.config.kl_weight)
 
     def open(self, module: nn.Module, device: torch.device) -> int:
         self._data = load_pictures(self.dataset, self.image_size)
@@ -194,7 +195,8 @@ class DenoiserTask:
         width = empty.shape[-1]
         states = None
         if ids.numel() * width * 2 <= _STATES_LIMIT:
-            states = torch.cat([encoders.text_states(tower, part.to(device)).cpu().half() for part in ids.split(1024)])
+            pieces: list[Tensor] = list(torch.split(ids, 1024))
+            states = torch.cat([encoders.text_states(tower, piece.to(device)).cpu().half() for piece in pieces])
         self._data = mean, logvar, ids, states, empty, tower, device
         return len(ids)
 
@@ -206,10 +208,7 @@ class DenoiserTask:
         dropped = torch.rand(count, generator=draws) < self.config.caption_dropout
         chosen = torch.from_numpy(indices[mine])
         sampled = objective.sample_gaussian(mean[chosen], logvar[chosen], jitter[mine])
-        if states is None:
-            text = encoders.text_states(tower, ids[chosen].to(device))
-        else:
-            text = states[chosen].float()
+        text = encoders.text_states(tower, ids[chosen].to(device)) if states is None else states[chosen].float()
         text = torch.where(dropped[mine].view(-1, 1, 1).to(text.device), empty.to(text.device), text)
         return {"data": sampled * self.scaling, "noise": noise[mine], "times": times[mine], "states": text}
 

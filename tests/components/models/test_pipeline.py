@@ -102,11 +102,11 @@ def test_prompt_length_and_side_are_known(generator: Generator) -> None:
 
 
 def test_wrong_use_is_explained(generator: Generator, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="2 prompts, 1 seeds.*Remedy"):
+    with pytest.raises(InputError, match=r"2 prompts, 1 seeds.*Remedy"):
         generator.generate(["a", "b"], [1], steps=1, guidance_scale=1.0)
-    with pytest.raises(InputError, match="steps=0"):
+    with pytest.raises(InputError, match=r"steps=0"):
         generator.generate(["a"], [1], steps=0, guidance_scale=1.0)
-    with pytest.raises(ArtifactError, match="cannot be opened as a model.*Remedy"):
+    with pytest.raises(ArtifactError, match=r"cannot be opened as a model.*Remedy"):
         Generator.load(tmp_path, "cpu")
 
 
@@ -132,5 +132,5 @@ def test_a_tokenizer_that_clip_would_misread_is_refused(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     tokenizer.eos_token = "<unused>"  # id 2
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(TrainingError, match="end token has id 2"):
+    with pytest.raises(TrainingError, match=r"end token has id 2"):
         load_tokenizer(tmp_path)

@@ -59,7 +59,8 @@ def make_dataset(
         said = phrasings(scenes[index])
         picture = np.asarray(render(scenes[index], spec.image_size, seed * 1_000_003 + i))
         drawn.append({
-            "id": f"{seed:04x}{i:012x}", "url": f"http://world/{seed}/{i}", "caption": said[int(rng.integers(len(said)))],
+            "id": f"{seed:04x}{i:012x}", "url": f"http://world/{seed}/{i}",
+            "caption": said[int(rng.integers(len(said)))],
             "pixels": picture.tobytes(), "height": spec.image_size, "width": spec.image_size,
             "bucket": f"{spec.image_size}x{spec.image_size}", "cluster": f"{seed:04x}{i:012x}",
             "split": "holdout" if rng.random() < holdout else "train", "source": 1 if before else 0,

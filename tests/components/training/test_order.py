@@ -41,7 +41,7 @@ def test_order_has_no_memory_but_the_step() -> None:
 
 
 def test_a_batch_that_cannot_be_split_is_refused() -> None:
-    with pytest.raises(TrainingError, match="cannot be split among 3 workers.*multiple of 3"):
+    with pytest.raises(TrainingError, match=r"cannot be split among 3 workers.*multiple of 3"):
         share(32, 0, 3)
-    with pytest.raises(TrainingError, match="0 training samples"):
+    with pytest.raises(TrainingError, match=r"0 training samples"):
         Order(0, 32, 0)

@@ -1,0 +1,146 @@
+"""The stages through Ray Train and DeepSpeed, at the smallest size: the real path with two workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from components.contracts.errors import TrainingError
+from components.contracts.recipe import Recipe
+from components.data.world import WorldSpec
+from components.runtime.cluster import ray_session
+from components.runtime.stage import Context
+from components.runtime.storage import Artifact
+from components.training import stages
+from components.training.order import Order
+from components.training.shell import run_training
+from tests.components.training.datasets import make_dataset
+from tests.components.training.tiny import PLAN, Tiny, weights_of
+
+pytestmark = pytest.mark.integration
+
+SMALL: dict[str, Any] = {
+    "text_encoder": {"width": 32, "layers": 1, "image_layers": 1, "heads": 2, "images": 64, "batch_size": 32},
+    "autoencoder": {"channels": [8, 16], "norm_groups": 4, "images": 64, "batch_size": 16},
+    "denoiser": {"channels": [16, 32], "norm_groups": 4, "heads": 2, "images": 64, "batch_size": 32},
+}
+
+
+def _recipe(root: Path, **run: Any) -> Recipe:
+    settings = {"root": str(root), "cpus": 2, "object_store_mb": 200, **run}
+    return Recipe.model_validate({"name": "small", "train": SMALL, "run": settings})
+
+
+@pytest.fixture(scope="module")
+def ctx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    recipe = _recipe(tmp_path_factory.mktemp("runs"))
+    with ray_session(recipe.run):
+        yield Context.of(recipe)
+
+
+@pytest.fixture(scope="module")
+def dataset(ctx: Context) -> Artifact:
+    return make_dataset(ctx.store, WorldSpec(image_size=16), 80)[0]
+
+
+@pytest.fixture(scope="module")
+def parts(ctx: Context, dataset: Artifact) -> dict[str, Artifact]:
+    text_encoder = stages.train_text_encoder(ctx, dataset)
+    autoencoder = stages.train_autoencoder(ctx, dataset)
+    latents = stages.encode_latents(ctx, dataset, autoencoder)
+    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder)
+    model = stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
+    return {
+        "text_encoder": text_encoder, "autoencoder": autoencoder, "latents": latents, "denoiser": denoiser,
+        "model": model,
+    }  # fmt: skip
+
+
+def test_the_model_draws(parts: dict[str, Artifact]) -> None:
+    from components.models.pipeline import Generator
+
+    generator = Generator.load(parts["model"].local(), "cpu")
+    pictures = generator.generate(["a small red circle"] * 2, [1, 2], steps=2, guidance_scale=2.0)
+    assert pictures.shape == (2, 16, 16, 3) and pictures.dtype == np.uint8
+
+
+def test_trainings_leave_their_record(ctx: Context, parts: dict[str, Artifact]) -> None:
+    trainings = parts["model"].manifest.evidence["trainings"]
+    for kind in ("text_encoder", "autoencoder", "denoiser"):
+        manifest = parts[kind].manifest
+        assert manifest.counts["images"] == 64 and trainings[kind]["steps"] == manifest.counts["steps"]
+        assert trainings[kind]["curve"] == json.loads(parts[kind].path("curve.json").read_text())
+        assert trainings[kind]["curve"][-1]["images"] == 64
+        assert 0 <= manifest.circumstance["waiting_share"] < 1 and manifest.circumstance["workers"] == 2
+    table = pq.read_table(parts["latents"].local() / "data", columns=["split"])
+    rows = table["split"].to_pylist().count("train")
+    batch, steps = SMALL["denoiser"]["batch_size"], trainings["denoiser"]["steps"]
+    seed = parts["denoiser"].manifest.config["seed"]
+    assert trainings["denoiser"]["order_digest"] == Order(rows, batch, seed).digest(steps)
+
+
+def test_done_once_is_done(ctx: Context, dataset: Artifact, parts: dict[str, Artifact]) -> None:
+    assert stages.train_autoencoder(ctx, dataset).manifest == parts["autoencoder"].manifest
+
+
+def test_latents_do_not_depend_on_the_workers(
+    ctx: Context, dataset: Artifact, parts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    from components.training.encoding import encode_dataset
+
+    alone = ctx.recipe.run.model_copy(update={"workers": 1})
+    encode_dataset(dataset.local(), parts["autoencoder"].local() / "model", str(tmp_path), tmp_path, 16, alone)
+    for path in parts["latents"].paths("data/"):
+        assert (tmp_path / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_retrain_starts_from_the_champion(ctx: Context, parts: dict[str, Artifact], dataset: Artifact) -> None:
+    spec = WorldSpec(image_size=16)
+    folder = dataset.local() / "tokenizer"
+    newer, _ = make_dataset(ctx.store, spec, 90, seed=5, tokenizer=folder)
+    again = stages.train_autoencoder(ctx, newer, parts["autoencoder"])
+    assert again.manifest.inputs["start"] == parts["autoencoder"].digest
+    assert again.manifest.counts["images"] < parts["autoencoder"].manifest.counts["images"]
+    first = [json.loads(a.path("curve.json").read_text())[0]["loss"] for a in (again, parts["autoencoder"])]
+    assert first[0] < first[1]  # it knew something already
+
+    other, _ = make_dataset(ctx.store, spec, 40, seed=6, max_tokens=20)
+    with pytest.raises(TrainingError, match=r"tokenizer of dataset.*is not that of text_encoder"):
+        stages.train_text_encoder(ctx, other, parts["text_encoder"])
+    wider = {**SMALL, "autoencoder": {**SMALL["autoencoder"], "channels": [8, 32]}}
+    changed = Context(Recipe.model_validate({"name": "small", "train": wider}), ctx.store, ctx.home)
+    with pytest.raises(TrainingError, match=r"another shape.*channels \[8, 16\] -> \[8, 32\]"):
+        stages.train_autoencoder(changed, newer, parts["autoencoder"])
+
+
+def test_two_workers_without_zero_and_a_spoilt_loss(ctx: Context, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from components.training.loop import train
+
+    two, one = tmp_path / "two", tmp_path / "one"
+    two.mkdir()
+    one.mkdir()
+    plan = replace(PLAN, zero_stage=0)
+    summary = run_training(Tiny(), plan, two, ctx.recipe.run)
+    train(Tiny(), plan, one)
+    assert summary["order_digest"] == json.loads((one / "summary.json").read_text())["order_digest"]
+    theirs = weights_of(one)
+    for name, value in weights_of(two).items():  # two ranks sum in another order than one
+        assert (value - theirs[name]).abs().max() < 0.02, name
+
+    spoilt = tmp_path / "spoilt"
+    spoilt.mkdir()
+    with pytest.raises(TrainingError, match=r"loss is nan.*learning rates"):
+        run_training(Tiny(spoil_at=3), plan, spoilt, ctx.recipe.run)
+
+
+def test_more_workers_than_processors_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"3 workers of 1 threads do not fit on run.cpus=2"):
+        run_training(Tiny(), PLAN, tmp_path, _recipe(tmp_path, workers=3).run)
