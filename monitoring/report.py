@@ -118,7 +118,7 @@ def summarize(
         "dataset": {**turns[-1].artifacts["dataset"].manifest.counts,
                     "dropped": turns[-1].artifacts["dataset"].manifest.dropped},
         "releases": [
-            {"version": t.version, "verdict": t.verdict, "metrics": t.content["metrics"], "reasons": t.content["reasons"]}
+            {"version": t.version, "verdict": t.verdict} | {k: t.content[k] for k in ("metrics", "reasons")}
             for t in turns
         ],
         "drift": {"score": found["score"], "verdict": found["decision"]["action"]},
@@ -172,7 +172,8 @@ def _render(ctx: Context, turns: Sequence[Round], drift: Artifact, logbook: pa.T
         name=ctx.recipe.name,
         headline="The loop closed" if summary["loop_closed"] else "The loop did not close",
         subline=(
-            f"Collected, trained, judged, released, served, seen drifting, trained again and replaced in {minutes:.1f} minutes."
+            "Collected, trained, judged, released, served, seen drifting, trained again and replaced "
+            f"in {minutes:.1f} minutes."
             if summary["loop_closed"] else "; ".join(summary["open"])
         ),
         tiles=_tiles(summary),
@@ -286,7 +287,8 @@ def _trainings(turn: Round, number: int) -> list[dict[str, Any]]:
         images = int(curve[-1]["images"])
         rows.append({
             "name": f"round {number}: {name.replace('_', ' ')}", "images": images, "seconds": f"{seconds:.0f}",
-            "rate": f"{images / seconds:.0f}" if seconds else "", "loss": f"{curve[0]['loss']:.3f} → {curve[-1]['loss']:.3f}",
+            "rate": f"{images / seconds:.0f}" if seconds else "",
+            "loss": f"{curve[0]['loss']:.3f} → {curve[-1]['loss']:.3f}",
         })  # fmt: skip
     return rows
 

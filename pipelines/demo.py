@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from components.contracts.errors import GateRefused
@@ -58,7 +59,7 @@ def demo(ctx: Context) -> dict[str, Any]:
     stop = threading.Event()
     try:
         key = make_key(ctx.home / "keys.json", "demo")
-        ask = lambda prompts, n, **more: client.ask(server.url, key, prompts, n, **more)  # noqa: E731
+        ask = partial(client.ask, server.url, key)
         old_prompts = world_prompts(known, ORDINARY, ctx.recipe.seed, stream=77)
         if drift is None:
             with ctx.timed("traffic"):

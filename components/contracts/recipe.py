@@ -162,7 +162,7 @@ class Assess(Config):
     guidance_scale: float = Field(default=3.0, ge=1.0)
     batch_size: PositiveInt = 64
     r_precision_candidates: PositiveInt = 100  # 1 true caption against 99 others
-    judge_images: PositiveInt = 40_000  # images seen by the judge's own CLIP
+    judge_images: PositiveInt = 16_000  # images seen by the judge's own CLIP
     judge_batch_size: PositiveInt = 256
     sheet: PositiveInt = 48  # pictures on the sample sheet
 

@@ -62,6 +62,5 @@ class Progress:
             if self._total and rate > 0 and self._done < self._total
             else ""
         )
-        say(
-            f"  {self._what}: {self._done}{of} {self._unit}, {rate:.1f} {self._unit}/s{left}{', ' + note if note else ''}"
-        )
+        unit, note = self._unit, f", {note}" if note else ""
+        say(f"  {self._what}: {self._done}{of} {unit}, {rate:.1f} {unit}/s{left}{note}")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-SUBCOMMANDS = "run collect prepare train assess release serve watch finetune demo status generate inspect recipe".split()
+SUBCOMMANDS = [command.name for command in app.registered_commands]
 
 
 def atelier(*arguments: str, script: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +42,11 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> s
     for word in words:
         assert word in message, f"{word!r} is not in {message!r}"
     return message
+
+
+def test_every_stage_has_a_subcommand() -> None:
+    stages = {"run", "collect", "prepare", "train", "assess", "release", "serve", "watch", "finetune"}
+    assert stages | {"status", "generate", "inspect", "demo"} <= set(SUBCOMMANDS)
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -144,7 +149,8 @@ def test_port_of_the_server_in_use(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(atelier("serve", "--set", f"run.port={port}", "--set", f"run.root={tmp_path}"), 5, str(port), "run.port")
+        done = atelier("serve", "--set", f"run.port={port}", "--set", f"run.root={tmp_path}")
+    refused(done, 5, str(port), "run.port")
 
 
 def test_registry_that_is_down(tmp_path: Path) -> None:

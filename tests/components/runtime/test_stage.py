@@ -65,7 +65,7 @@ def test_damaged_input_is_refused(ctx: Context) -> None:
 def test_one_process_at_a_time(ctx: Context) -> None:
     draft = ctx.store.draft("thing", {}, {})
     (ctx.home / "locks").mkdir(parents=True)
-    with FileLock(ctx.home / "locks" / f"thing-{draft.identity[:16]}.lock"):
-        with pytest.raises(RuntimeUnavailable, match="Another process"):
-            run_stage(ctx, "thing", {}, {}, lambda d: Outcome())
+    lock = FileLock(ctx.home / "locks" / f"thing-{draft.identity[:16]}.lock")
+    with lock, pytest.raises(RuntimeUnavailable, match="Another process"):
+        run_stage(ctx, "thing", {}, {}, lambda d: Outcome())
     run_stage(ctx, "thing", {}, {}, lambda d: Outcome())
