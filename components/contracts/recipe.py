@@ -148,8 +148,8 @@ class Train(Config):
 class Retrain(Config):
     """How much of each training a continuation from the champion repeats, as a share of its images."""
 
-    text_encoder: Annotated[float, Field(gt=0, le=1)] = 0.5
-    autoencoder: Annotated[float, Field(gt=0, le=1)] = 0.3
+    text_encoder: Annotated[float, Field(gt=0, le=1)] = 0.35
+    autoencoder: Annotated[float, Field(gt=0, le=1)] = 0.5
     denoiser: Annotated[float, Field(gt=0, le=1)] = 0.6
 
 

@@ -24,9 +24,9 @@ _WORLD_STREAM = 0x9A11  # keeps the judge's scenes on a random stream that no we
 def heldout_prompts(ctx: Context, dataset: Artifact) -> dict[str, list[str]]:
     """The prompt sets for judging models of ``dataset``, at most ``assess.prompts`` each; deterministic.
 
-    Where the recipe collects from the embedded world, fresh prompts of it: ``new`` of what the recipe's edition
-    of the website shows, ``known`` of the same without the featured words. Elsewhere captions of the held-out
-    split.
+    Where the recipe collects from the embedded world, fresh prompts of it, none of which is a training caption:
+    ``new`` of what the recipe's edition of the website shows, ``known`` of the same without the featured words.
+    Elsewhere captions of the held-out split.
 
     Raises:
         DataError: the dataset holds no held-out captions.
@@ -40,7 +40,8 @@ def heldout_prompts(ctx: Context, dataset: Artifact) -> dict[str, list[str]]:
     if NEW in sets:
         ordinary = {"leave_out": tuple(dict.fromkeys((*world.leave_out, *world.feature))), "feature": ()}
         shown = {KNOWN: world.model_copy(update=ordinary), NEW: world}
-    return {name: world_prompts(part, n, seed, stream) for stream, (name, part) in enumerate(shown.items())}
+    trained = frozenset(row["caption"] for row in rows_of(dataset, "train", ["caption"]))
+    return {name: world_prompts(part, n, seed, stream, trained) for stream, (name, part) in enumerate(shown.items())}
 
 
 def caption_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]]:
@@ -76,17 +77,24 @@ def split_sources(sources: Iterable[int]) -> dict[str, list[int]]:
 
 def heldout_rows(dataset: Artifact, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The held-out rows of the dataset, file by file in order of name."""
+    return rows_of(dataset, "holdout", columns)
+
+
+def rows_of(dataset: Artifact, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one split of the dataset, file by file in order of name."""
     import pyarrow.parquet as pq
 
     for path in dataset.paths("data/part-"):
-        table = pq.read_table(path, columns=columns, filters=[("split", "==", "holdout")])
+        table = pq.read_table(path, columns=columns, filters=[("split", "==", split)])
         yield from table.to_pylist()
 
 
-def world_prompts(world: World, n: int, seed: int, stream: int = 0) -> list[str]:
+def world_prompts(
+    world: World, n: int, seed: int, stream: int = 0, exclude: frozenset[str] = frozenset()
+) -> list[str]:
     """Up to ``n`` distinct prompts of whole scenes that a website with this ``world`` could show.
 
-    Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word. There
+    None of them is in ``exclude``. Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word. There
     are fewer than ``n`` only when the world is too small to say more.
 
     Raises:
@@ -107,7 +115,7 @@ def world_prompts(world: World, n: int, seed: int, stream: int = 0) -> list[str]
         scene = sample_scene(rng, spec)
         ways = phrasings(scene)
         prompt = ways[int(rng.integers(len(ways)))]
-        if prompt in found or (featured and not featured & words(scene)):
+        if prompt in found or prompt in exclude or (featured and not featured & words(scene)):
             misses += 1
         else:
             found[prompt] = None
