@@ -205,9 +205,7 @@ class Fetcher:
             keep = not response.will_close and (response.isclosed() or response.length == 0)
             return _Reply(response.status, response.headers, body)
         except TimeoutError as error:
-            raise Refusal(
-                CollectReason.TIMEOUT, f"no complete answer within {self.limits.timeout_s:g} s"
-            ) from error
+            raise Refusal(CollectReason.TIMEOUT, f"no complete answer within {self.limits.timeout_s:g} s") from error
         except ssl.SSLError as error:
             raise Refusal(CollectReason.CONNECTION, f"TLS: {error.reason or type(error).__name__}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -57,20 +57,24 @@ def inspect_dataset(dataset: Artifact, collections: Sequence[Artifact], path: st
     ledgers = [pq.read_table(c.path("ledger.parquet")).to_pylist() for c in collections]
     sides = [min(r["width"], r["height"]) for ledger in ledgers for r in ledger if r["status"] == "success"]
     template = Path(__file__).with_name("inspecting.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template).render(
-        dataset=dataset,
-        collections=collections,
-        steps=funnel(dataset, collections),
-        histograms=[
-            ("Shorter side at the source, pixels", _histogram(sides)),
-            ("Caption length, characters", _histogram([len(r["caption"]) for r in rows])),
-            ("Tokens, begin and end included", _histogram([len(r["tokens"]) for r in rows])),
-        ],
-        buckets=_counted(r["bucket"] for r in rows),
-        splits=_counted(r["split"] for r in rows),
-        samples=[(rows[i]["caption"], rows[i]["split"], pixels[i]) for i in sorted(shown)],
-        failed=_failed_examples(ledgers),
-        dropped=_dropped_examples(dataset, collections, ledgers),
+    page = (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            dataset=dataset,
+            collections=collections,
+            steps=funnel(dataset, collections),
+            histograms=[
+                ("Shorter side at the source, pixels", _histogram(sides)),
+                ("Caption length, characters", _histogram([len(r["caption"]) for r in rows])),
+                ("Tokens, begin and end included", _histogram([len(r["tokens"]) for r in rows])),
+            ],
+            buckets=_counted(r["bucket"] for r in rows),
+            splits=_counted(r["split"] for r in rows),
+            samples=[(rows[i]["caption"], rows[i]["split"], pixels[i]) for i in sorted(shown)],
+            failed=_failed_examples(ledgers),
+            dropped=_dropped_examples(dataset, collections, ledgers),
+        )
     )
     write_bytes(str(path), page.encode())
     return Path(path)

@@ -89,13 +89,11 @@ def rows_of(dataset: Artifact, split: str, columns: list[str]) -> Iterator[dict[
         yield from table.to_pylist()
 
 
-def world_prompts(
-    world: World, n: int, seed: int, stream: int = 0, exclude: frozenset[str] = frozenset()
-) -> list[str]:
+def world_prompts(world: World, n: int, seed: int, stream: int = 0, exclude: frozenset[str] = frozenset()) -> list[str]:
     """Up to ``n`` distinct prompts of whole scenes that a website with this ``world`` could show.
 
-    None of them is in ``exclude``. Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at least one featured word. There
-    are fewer than ``n`` only when the world is too small to say more.
+    None of them is in ``exclude``. Nothing in ``leave_out`` is asked for; with ``feature`` every prompt names at
+    least one featured word. There are fewer than ``n`` only when the world is too small to say more.
 
     Raises:
         DataError: the world shows nothing at all, as when a featured word is left out.

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def ray_session(run: Run) -> Iterator[None]:
                 "_temp_dir": folder,
             }
         try:
+            _check_listening(address)  # Ray itself would try for minutes
             ray.init(
                 **options,
                 log_to_driver=os.environ.get("ATELIER_DEBUG") == "1",
@@ -116,3 +118,10 @@ def ray_session(run: Run) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_listening(address: str | None) -> None:
+    """Raise ``OSError`` where nothing listens at ``host:port`` or ``ray://host:port``; other forms are Ray's."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -120,6 +120,26 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_store_without_room(tmp_path: Path) -> None:
+    """A real file system of 1 MiB, where this user may mount one."""
+    room = tmp_path / "room"
+    room.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", room], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        done = atelier(
+            "collect", "--set", f"run.root={room}", "--set", f"collect.world.port={port}",
+            "--set", "collect.world.pictures=600", "--set", "collect.world.faults=false",
+        )  # fmt: skip
+        refused(done, 4, "No room", "run.root")
+    finally:
+        subprocess.run(["umount", "--lazy", room], check=True)
+
+
+@pytest.mark.integration
 def test_ray_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("url,caption\nhttp://127.0.0.1:9/x.png,b\n")
     refused(run_collect(tmp_path, tmp_path / "x.csv", "--set", "run.object_store_mb=1"), 5, "Ray", "object_store_mb")
