@@ -42,10 +42,11 @@ def run(command: Callable[..., Any] | typer.Typer) -> None:
         app.command()(command)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops as Ctrl-C does
     try:
-        app(standalone_mode=True)
-    except KeyboardInterrupt:
-        print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
+        app()
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
+        raise
     except Exception as error:
         if "--debug" in sys.argv:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,26 @@ def test_wrong_key() -> None:
 
 def test_wrong_key_from_the_script() -> None:
     refused(atelier("--set", "a=1", script="pipelines/train.py"), 2, "unknown key 'a'")
+
+
+def test_wrong_flag() -> None:
+    done = atelier("train", "--nope")
+    assert done.returncode == 2 and "--nope" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
+    """The schedule waits for its next time; Ctrl-C ends it with one line and the usual exit code."""
+    arguments = ["watch", "--schedule", "0 3 * * *", "--set", f"run.root={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = process.stderr.readline()  # it is up when it says when it will run next
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 130, said + rest
+    assert "Stopped. Run the same command again" in rest and "Traceback" not in rest
 
 
 def test_debug_shows_the_traceback() -> None:
