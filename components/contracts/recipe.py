@@ -91,7 +91,7 @@ class TextEncoder(Config):
     image_layers: PositiveInt = 3
     heads: PositiveInt = 4
     patch: PositiveInt = 8
-    images: PositiveInt = 30_000  # images seen
+    images: PositiveInt = 24_000  # images seen
     batch_size: PositiveInt = 256  # global
     learning_rate: float = Field(default=1e-3, gt=0)  # of AdamW
     muon_rate: float = Field(default=0.02, ge=0)  # of Muon, for matrices; 0 trains them with AdamW
@@ -106,7 +106,7 @@ class Autoencoder(Config):
     norm_groups: PositiveInt = 8
     attention: bool = False  # in the middle block
     latent_channels: PositiveInt = 4
-    images: PositiveInt = 12_000
+    images: PositiveInt = 10_000
     batch_size: PositiveInt = 16
     learning_rate: float = Field(default=4e-3, gt=0)
     muon_rate: float = Field(default=0.03, ge=0)
@@ -122,7 +122,7 @@ class Denoiser(Config):
     norm_groups: PositiveInt = 16
     heads: PositiveInt = 4
     cross_attention: tuple[bool, ...] = ()  # by level, the finest first; none: the middle block alone reads tokens
-    images: PositiveInt = 48_000
+    images: PositiveInt = 36_000
     batch_size: PositiveInt = 128
     learning_rate: float = Field(default=1e-3, gt=0)
     muon_rate: float = Field(default=0.02, ge=0)
@@ -148,9 +148,9 @@ class Train(Config):
 class Retrain(Config):
     """How much of each training a continuation from the champion repeats, as a share of its images."""
 
-    text_encoder: Annotated[float, Field(gt=0, le=1)] = 0.35
-    autoencoder: Annotated[float, Field(gt=0, le=1)] = 0.5
-    denoiser: Annotated[float, Field(gt=0, le=1)] = 0.6
+    text_encoder: Annotated[float, Field(gt=0, le=1)] = 0.4
+    autoencoder: Annotated[float, Field(gt=0, le=1)] = 1.0
+    denoiser: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Assess(Config):
