@@ -148,9 +148,9 @@ class Train(Config):
 class Retrain(Config):
     """How much of each training a continuation from the champion repeats, as a share of its images."""
 
-    text_encoder: Annotated[float, Field(gt=0, le=1)] = 0.4
-    autoencoder: Annotated[float, Field(gt=0, le=1)] = 1.0
-    denoiser: Annotated[float, Field(gt=0, le=1)] = 1.0
+    text_encoder: Annotated[float, Field(gt=0, le=4)] = 0.4
+    autoencoder: Annotated[float, Field(gt=0, le=4)] = 1.0
+    denoiser: Annotated[float, Field(gt=0, le=4)] = 1.0
 
 
 class Assess(Config):
