@@ -159,7 +159,7 @@ class Assess(Config):
     prompts: PositiveInt = 512  # prompts drawn from the held-out prompt set
     world_prompts: bool = True  # grade pictures with the exact grader where the prompt is of the embedded world
     steps: PositiveInt = 16
-    guidance_scale: float = Field(default=3.0, ge=1.0)
+    guidance_scale: float = Field(default=2.0, ge=1.0)
     batch_size: PositiveInt = 64
     r_precision_candidates: PositiveInt = 100  # 1 true caption against 99 others
     judge_images: PositiveInt = 16_000  # images seen by the judge's own CLIP
@@ -183,7 +183,7 @@ class Serve(Config):
 
     default_steps: PositiveInt = 16
     max_steps: PositiveInt = 50
-    default_guidance: float = Field(default=3.0, ge=1.0)
+    default_guidance: float = Field(default=2.0, ge=1.0)
     max_images: PositiveInt = 8  # n of one request
     max_prompt_chars: PositiveInt = 1000
     max_batch: PositiveInt = 16

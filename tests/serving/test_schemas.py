@@ -21,7 +21,7 @@ def order(**fields: Any) -> Any:
 
 def test_defaults_come_from_the_recipe() -> None:
     made = order()
-    assert (made.steps, made.guidance_scale, len(made.seeds)) == (16, 3.0, 1)
+    assert (made.steps, made.guidance_scale, len(made.seeds)) == (16, 2.0, 1)
 
 
 def test_seeds_count_up_and_never_leave_the_range() -> None:
