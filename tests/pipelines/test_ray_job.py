@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,9 @@ def head() -> Iterator[Head]:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
     folder = tempfile.mkdtemp(prefix="atl-")  # a short path: sockets live below it
-    env = os.environ | quiet_environment() | {"RAY_AUTH_MODE": "disabled"}
+    # the job's `python` is found on the head's PATH: as after `source .venv/bin/activate`
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | quiet_environment() | {"RAY_AUTH_MODE": "disabled", "PATH": path}
     env.pop("RAY_ADDRESS", None)
     blocking = subprocess.Popen(
         [
@@ -58,8 +61,6 @@ def head() -> Iterator[Head]:
 
 
 def test_train_as_a_ray_job(head: Head, tmp_path: Path) -> None:
-    import time
-
     deadline = time.monotonic() + 120
     listing = [RAY, "job", "list", "--address", head.dashboard]
     while subprocess.run(listing, env=head.env, capture_output=True).returncode:
@@ -73,7 +74,7 @@ def test_train_as_a_ray_job(head: Head, tmp_path: Path) -> None:
             RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--",
             "python", "pipelines/train.py", "--recipe", "demo", *tiny_settings(tmp_path, port),
         ],
-        env=head.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env=head.env,
         cwd=ROOT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -35,7 +35,8 @@ SMALL: dict[str, Any] = {
 
 def _recipe(root: Path, **run: Any) -> Recipe:
     settings = {"root": str(root), "cpus": 2, "object_store_mb": 200, **run}
-    return Recipe.model_validate({"name": "small", "train": SMALL, "run": settings})
+    share = {"autoencoder": 0.5}  # of its images, in a retrain
+    return Recipe.model_validate({"name": "small", "train": SMALL, "retrain": share, "run": settings})
 
 
 @pytest.fixture(scope="module")
