@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## The whole loop on the embedded world, about ten minutes on two cores; report in runs/demo
 	$(BIN)/atelier demo
 
-test: $(INSTALLED)  ## Every test, fast ones first
+test: $(INSTALLED)  ## Every test
 	$(BIN)/python -m pytest tests -q
 
 test-fast: $(INSTALLED)  ## Unit tests only
