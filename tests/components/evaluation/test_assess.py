@@ -132,8 +132,10 @@ def test_pictures_are_those_of_the_model_alone(ctx: Context, model: Artifact, ju
     pictures = Generator.load(model.local()).generate(
         [r["prompt"] for r in rows], [r["seed"] for r in rows], steps=2, guidance_scale=3.0
     )
-    for row, picture in zip(rows, pictures, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), picture)
+    kept = [np.asarray(Image.open(io.BytesIO(row["image"])), float) for row in rows]
+    # Another batch size may pick another kernel, which rounds otherwise: a few levels, never another picture.
+    for mine, picture, other in zip(kept, pictures, reversed(kept), strict=True):
+        assert np.abs(mine - picture).mean() < 4 < 10 < np.abs(other - picture).mean()
 
 
 def test_any_number_of_workers_and_any_kill_give_the_same_bytes(
