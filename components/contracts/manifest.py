@@ -7,7 +7,8 @@ Two digests, both SHA-256 over canonical JSON (sorted keys, no spaces):
 * ``digest``: kind, schema version and the checksum of every file. It says what is inside, and is what
   later stages name as their input, so work done again that yields the same bytes changes nothing after it.
 
-Where the work ran (host, workers, seconds) is kept under ``circumstance`` and is in neither digest.
+Where the work ran (host, workers, seconds) is kept under ``circumstance`` and is in neither digest; nor are
+files below ``circumstance/``, which are checksummed like all others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CIRCUMSTANCE = "circumstance/"  # files that another run of the same work may find otherwise
 
 
 class FileRecord(BaseModel):
@@ -69,7 +71,6 @@ def identity_of(kind: str, inputs: Mapping[str, str], config: Mapping[str, Any])
 
 
 def digest_of(kind: str, files: Mapping[str, FileRecord]) -> str:
-    """Digest of the content of an artifact: every file's name and checksum."""
-    return sha256_text(
-        canonical_json({"kind": kind, "schema": SCHEMA_VERSION, "files": {k: v.sha256 for k, v in files.items()}})
-    )
+    """Digest of the content of an artifact: every file's name and checksum, circumstance left out."""
+    content = {name: record.sha256 for name, record in files.items() if not name.startswith(CIRCUMSTANCE)}
+    return sha256_text(canonical_json({"kind": kind, "schema": SCHEMA_VERSION, "files": content}))
