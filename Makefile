@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# two processes of tests, a file of tests in one of them; see tests/conftest.py for the order
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
+
 export OMP_NUM_THREADS ?= 1
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
@@ -26,10 +29,10 @@ demo: $(INSTALLED)  ## The whole loop on the embedded world, about ten minutes o
 	$(BIN)/atelier demo
 
 test: $(INSTALLED)  ## Every test
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-fast: $(INSTALLED)  ## Unit tests only
-	$(BIN)/python -m pytest tests -q -m "not integration and not slow"
+	$(BIN)/python -m pytest tests -q $(PARALLEL) -m "not integration and not slow"
 
 lint: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -135,8 +135,8 @@ class Follower:
             self._metrics.refused_models.inc()
             self._retry_at = time.monotonic() + self._retry
             what = str(error) if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
-            self.state = _with(self.state, refused=version)
             self._note("refused_why", what, f"Version {version} cannot be served; version {self.state.served} stays")
+            self.state = _with(self.state, refused=version)  # last: whoever sees it finds the reason
         finally:
             self.state = _with(self.state, loading=None)
 

@@ -24,7 +24,7 @@ from components.training.shell import run_training
 from tests.components.training.datasets import make_dataset
 from tests.components.training.tiny import PLAN, Tiny, weights_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 SMALL: dict[str, Any] = {
     "text_encoder": {"width": 32, "layers": 1, "image_layers": 1, "heads": 2, "images": 64, "batch_size": 32},

@@ -1,0 +1,35 @@
+"""What the tests of whole commands share: the command line of the tiny recipe, in processes of their own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(root: Path, port: int, *words: str) -> list[str]:
+    where = ("--set", f"run.root={root}", "--set", f"collect.world.port={port}", "--set", f"run.port={free_port()}")
+    return [sys.executable, "-m", "pipelines.cli", *words, "--recipe", TINY, *where]
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> SimpleNamespace:
+    """``command(root, port, *words)`` with the world's website on ``port``, ``finish(arguments)``, and a free port."""
+    return SimpleNamespace(command=command, finish=finish, port=free_port(), root=ROOT)
