@@ -9,6 +9,9 @@ Two digests, both SHA-256 over canonical JSON (sorted keys, no spaces):
 
 Where the work ran (host, workers, seconds) is kept under ``circumstance`` and is in neither digest; nor are
 files below ``circumstance/``, which are checksummed like all others.
+
+A finished artifact may be revised (a takedown, a retry of what failed): its files and its digest change, its
+identity does not. ``earlier`` keeps the digests that other manifests may name it by.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ class Manifest(BaseModel):
     files: dict[str, FileRecord]
     created_at: str
     circumstance: dict[str, Any] = {}
+    earlier: tuple[str, ...] = ()  # digests that it had before it was revised, oldest first
+    revisions: tuple[dict[str, Any], ...] = ()  # one note a revision: "at" (UTC), "from" (digest), "by" ...
 
 
 def canonical_json(value: Any) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2}$")]  # ISO 639-1
 
 
 class Config(BaseModel):
@@ -40,7 +41,7 @@ class World(Config):
 class Collect(Config):
     """What to fetch and under which manners. At most one of ``urls``, ``files``, ``world`` and ``parquet`` is set."""
 
-    urls: str | None = None  # list of URLs and captions, or a folder of such lists; path or fsspec URL, see docs/data.md
+    urls: str | None = None  # list of URLs and captions, or a folder of such lists: path or fsspec URL
     files: str | None = None  # pictures with captions beside them, or webdataset tars: a folder, path or fsspec URL
     world: World | None = None
     parquet: str | None = None  # parquet with ``bytes`` and a caption column, served over loopback and collected
@@ -77,8 +78,11 @@ class Collect(Config):
 class Semantic(Config):
     """Semantic duplicates (SemDeDup, Abbas et al. 2023); on where ``prepare.embedding`` names a model."""
 
-    similarity: float = Field(default=0.96, gt=0, le=1)  # cosine at which two pictures are compared closer
-    clusters: int = Field(default=0, ge=0)  # of k-means; 0 takes the square root of the number of samples
+    similarity: float | None = Field(default=None, gt=0, le=1)  # cosine at which two pictures are compared closer;
+    # null: 0.78 for the built-in descriptor, 0.96 for a model
+    verify: bool = True  # only copies are duplicates; False: similarity alone says so, which different pictures reach
+    neighbours: PositiveInt = 16  # most similar pictures that each one is compared with
+    clusters: int = Field(default=0, ge=0)  # of k-means; 0: the square root of the samples, from 10 000 samples on
     probes: PositiveInt = 2  # nearest centroids that a picture is compared in
     sample: PositiveInt = 100_000  # pictures that k-means is fitted on
 
@@ -100,7 +104,7 @@ class Prepare(Config):
     min_caption_words: int = Field(default=0, ge=0)
     max_caption_chars: PositiveInt = 300
     max_repetition: Fraction = 1.0  # share of a caption's words that repeat earlier ones
-    languages: tuple[str, ...] = ()  # ISO 639-1 codes; captions found to be in another language are dropped
+    languages: tuple[Language, ...] = ()  # captions found to be in another language are dropped
     personal_data: Literal["keep", "redact", "drop"] = "redact"  # e-mail addresses, phone numbers ... in captions
     blocked_words: tuple[str, ...] = ()  # captions with one of these words are dropped
     min_clip_similarity: float = Field(default=-1.0, ge=-1, le=1)

@@ -13,6 +13,7 @@ from components.contracts.errors import RuntimeUnavailable
 from components.contracts.recipe import Recipe
 from components.runtime.cluster import ray_session
 from components.runtime.progress import say
+from components.runtime.revision import exclusive
 from components.runtime.storage import Artifact, Draft, Outcome, Store, full_store_explained
 
 
@@ -72,11 +73,18 @@ def run_stage(
     config: Mapping[str, Any],
     build: Callable[[Draft], Outcome],
     label: str | None = None,
+    reads: Mapping[str, str] | None = None,
 ) -> Artifact:
     """The artifact of ``kind`` for these inputs and this config; ``build`` fills it when it is not there yet.
 
     Idempotent: a finished artifact is verified and returned. A killed run left its folder without a manifest:
     ``build`` is called on it again and may continue from ``draft.state``.
+
+    Args:
+        kind: of the artifact. inputs: by role. config: what else decides the identity.
+        label: of the stage, for people; else its kind.
+        reads: by role, what the names of the files begin with that ``build`` reads of that input; the others are
+            not verified. Without an entry everything is.
 
     Raises:
         ArtifactError: an input or the finished artifact is damaged.
@@ -89,12 +97,12 @@ def run_stage(
         done.verify()
         say(f"{label}: already done ({done.short})")
         return done
-    for artifact in inputs.values():
-        artifact.verify()
+    for role, artifact in inputs.items():
+        artifact.verify((reads or {}).get(role, ""))
     ctx.start_ray()
     say(f"{label}: started")
     started = time.monotonic()
-    with _lock(ctx.home, draft), ctx.timed(label), full_store_explained(draft.url):
+    with _lock(ctx.home, draft), ctx.timed(label), full_store_explained(draft.url), exclusive(draft.url, wait_s=0):
         outcome = build(draft)
         outcome.circumstance.setdefault("seconds", round(time.monotonic() - started, 2))
         artifact = draft.commit(outcome)

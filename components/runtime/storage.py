@@ -7,6 +7,7 @@ continues in it, and nobody else reads it.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import datetime
 import errno
@@ -15,7 +16,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -37,25 +39,53 @@ def write_bytes(url: str, data: bytes) -> None:
     Raises:
         StoreFullError: no room is left.
     """
+    write_chunks(url, (data,))
+
+
+def write_chunks(url: str, chunks: Iterable[bytes], sync: bool = True) -> int:
+    """:func:`write_bytes` of what ``chunks`` gives piece by piece, so that no more than a piece need be in memory.
+
+    Args:
+        sync: wait until a local disk has it; else see :func:`sync_file`.
+
+    Returns:
+        The bytes written.
+    """
     with full_store_explained(url):
         fs, path = fsspec.core.url_to_fs(url)
-        if isinstance(fs, LocalFileSystem):
-            target = Path(path)
+        local = isinstance(fs, LocalFileSystem)
+        target = Path(path)
+        if local:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
+        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent if local else None)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                size = file.tell()
+                if local and sync:
                     os.fsync(file.fileno())
+            if local:
                 os.chmod(name, 0o644)
                 os.replace(name, target)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
-        else:
-            fs.makedirs(fs._parent(path), exist_ok=True)
-            fs.pipe_file(path, data)  # object stores publish a whole object or none
+            else:
+                fs.makedirs(fs._parent(path), exist_ok=True)
+                fs.put_file(name, path)  # object stores publish a whole object or none
+        finally:
+            Path(name).unlink(missing_ok=True)
+    return size
+
+
+def sync_file(url: str) -> None:
+    """Wait until a file that was written without it is on the local disk; object stores have no need of it."""
+    fs, path = fsspec.core.url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        with full_store_explained(url):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager
@@ -106,7 +136,7 @@ class Artifact:
         fs, path = fsspec.core.url_to_fs(self.url)
         if isinstance(fs, LocalFileSystem):
             return Path(path)
-        cache = Path(os.environ.get("ATELIER_CACHE", Path.home() / ".cache" / "atelier")) / self.digest
+        cache = cache_root() / self.digest
         if not (cache / MANIFEST_NAME).exists():
             staging = Path(tempfile.mkdtemp(prefix=f"{self.digest[:12]}-", dir=_made(cache.parent)))
             for name in self.manifest.files:
@@ -134,16 +164,18 @@ class Artifact:
         root = self.local()
         return [root / name for name in sorted(self.manifest.files) if name.startswith(prefix)]
 
-    def verify(self) -> None:
-        """Read every file and compare size and checksum with the manifest.
+    def verify(self, prefix: str = "") -> None:
+        """Read every file whose name starts with ``prefix`` and compare size and checksum with the manifest.
 
         Raises:
             ArtifactError: a file is missing or differs; the message names it.
         """
         fs, path = fsspec.core.url_to_fs(self.url)
         for name, record in self.manifest.files.items():
+            if not name.startswith(prefix):
+                continue
             try:
-                found = _record(fs, f"{path}/{name}")
+                found = record_of(fs, f"{path}/{name}")
             except FileNotFoundError:
                 found = None
             if found != record:
@@ -180,8 +212,11 @@ class Draft:
         """Local folder for what a killed stage needs to go on; it does not become part of the artifact."""
         return _made(self.dir / _STATE)
 
-    def commit(self, outcome: Outcome) -> Artifact:
-        """Checksum every file, write the manifest last, and return the finished artifact."""
+    def commit(self, outcome: Outcome, replaces: Artifact | None = None) -> Artifact:
+        """Checksum every file, write the manifest last, and return the finished artifact.
+
+        The digests and revisions of an artifact that it ``replaces`` are taken over.
+        """
         fs, path = fsspec.core.url_to_fs(self.url)
         with full_store_explained(self.url):
             shutil.rmtree(self.dir / _STATE, ignore_errors=True)
@@ -193,11 +228,18 @@ class Draft:
             stray = [n for n in names if n.rpartition("/")[2].startswith(".tmp-")]
             for name in stray:  # half-written leftovers of a killed writer
                 fs.rm_file(f"{path}/{name}")
-            files = {n: _record(fs, f"{path}/{n}") for n in names if n not in stray and n != MANIFEST_NAME}
+            content = [n for n in names if n not in stray and n != MANIFEST_NAME]
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # checksums let other threads run
+                records = pool.map(lambda name: record_of(fs, f"{path}/{name}"), content)
+                files = dict(zip(content, records, strict=True))
+            digest = digest_of(self.kind, files)
+            known = (*replaces.manifest.earlier, replaces.digest) if replaces else ()
             manifest = Manifest(
                 kind=self.kind,
                 identity=self.identity,
-                digest=digest_of(self.kind, files),
+                digest=digest,
+                earlier=tuple(dict.fromkeys(d for d in known if d != digest)),
+                revisions=replaces.manifest.revisions if replaces else (),
                 inputs=self.inputs,
                 config=self.config,
                 files=files,
@@ -224,12 +266,14 @@ class Store:
         return self._read(f"{self.url}/{kind}/{identity[:16]}")
 
     def by_digest(self, kind: str, digest: str) -> Artifact:
-        """The artifact with that content digest, or a unique beginning of it.
+        """The artifact with that content digest, now or before a revision, or a unique beginning of it.
 
         Raises:
             ArtifactError: none, or more than one.
         """
-        hits = [a for a in self.list(kind) if a.digest.startswith(digest)]
+        found = self.list(kind)
+        hits = [a for a in found if a.digest.startswith(digest)]
+        hits = hits or [a for a in found if any(d.startswith(digest) for d in a.manifest.earlier)]
         if len({a.digest for a in hits}) != 1:
             raise ArtifactError(
                 f"{len(hits)} artifacts of kind {kind} begin with {digest[:16]!r} in {self.url}",
@@ -242,19 +286,27 @@ class Store:
         """All finished artifacts (of one kind), oldest first."""
         _, root = fsspec.core.url_to_fs(self.url)
         pattern = f"{root}/{kind or '*'}/*/{MANIFEST_NAME}"
-        prefix = "" if self._local else self.url[: -len(root)] if self.url.endswith(root) else ""
-        found = [self._read(prefix + p.rpartition("/")[0]) for p in cast(list[str], self._fs.glob(pattern))]
+        found = [self._read(self._prefix(root) + p.rpartition("/")[0]) for p in cast(list[str], self._fs.glob(pattern))]
         return sorted((a for a in found if a), key=lambda a: (a.manifest.created_at, a.url))
+
+    def unfinished(self) -> builtins.list[str]:
+        """URLs of the folders without a manifest: work that is under way or was killed, of any kind.
+
+        Of a remote store also the local drafts, which may be of other stores.
+        """
+        _, root = fsspec.core.url_to_fs(self.url)
+        self._fs.invalidate_cache(root)
+        found = cast(list[str], self._fs.glob(f"{root}/*/*"))
+        begun = [p for p in found if self._fs.isdir(p) and not self._fs.exists(f"{p}/{MANIFEST_NAME}")]
+        drafts = [] if self._local else sorted(_remote_drafts().glob("*"))
+        return [self._prefix(root) + p for p in begun] + [str(p) for p in drafts]
 
     def draft(self, kind: str, inputs: Mapping[str, Artifact], config: Mapping[str, Any]) -> Draft:
         """A draft for this kind, inputs and config; work that was begun and killed is found in it."""
         digests = {role: artifact.digest for role, artifact in inputs.items()}
         identity = identity_of(kind, digests, config)
         url = f"{self.url}/{kind}/{identity[:16]}"
-        if self._local:
-            folder = Path(url)
-        else:
-            folder = Path(tempfile.gettempdir()) / "atelier-drafts" / f"{kind}-{identity[:16]}"
+        folder = Path(url) if self._local else _remote_drafts() / f"{kind}-{identity[:16]}"
         with full_store_explained(url):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +317,44 @@ class Store:
                 ) from error
         return Draft(kind, identity, digests, dict(config), url, folder)
 
+    def revise(
+        self,
+        artifact: Artifact,
+        files: Mapping[str, bytes | Path | None],
+        *,
+        counts: dict[str, int] | None = None,
+        dropped: dict[str, int] | None = None,
+        evidence: dict[str, Any] | None = None,
+        note: Mapping[str, Any],
+    ) -> Artifact:
+        """Replace, add or remove files of a finished artifact; it gets a new digest under the same identity.
+
+        Safe against a kill at any point: the artifact is the old or the new one, and what is missing of the new
+        one is completed by whoever reads it next. Nothing is done when nothing would change. Not to be called
+        while a stage reads the artifact: what it has read may be gone.
+
+        Args:
+            files: new content by name: bytes, a local file that is copied, or None for a file that shall not be
+                there. Asked for one by one, so that a mapping which makes them on demand need not hold all.
+            counts, dropped, evidence: in place of the manifest's; None keeps them.
+            note: plain JSON values that say why; kept with the time under ``Manifest.revisions``.
+
+        Raises:
+            RuntimeUnavailable: another process is changing this artifact, or has since ``artifact`` was read.
+            StoreFullError: no room is left; the artifact is as it was.
+        """
+        from components.runtime.revision import revise
+
+        return revise(artifact, files, counts, dropped, evidence, note)
+
+    def _prefix(self, root: str) -> str:
+        """What goes before a path of this filesystem to make it a URL."""
+        return "" if self._local or not self.url.endswith(root) else self.url[: -len(root)]
+
     def _read(self, url: str) -> Artifact | None:
+        from components.runtime.revision import settle
+
+        settle(url)
         _, path = fsspec.core.url_to_fs(url)
         try:
             text = self._fs.cat_file(f"{path}/{MANIFEST_NAME}").decode()
@@ -281,7 +370,13 @@ class Store:
             ) from error
 
 
-def _record(fs: Any, path: str) -> FileRecord:
+def cache_root() -> Path:
+    """Folder of the copies of remote artifacts on this machine, ``$ATELIER_CACHE`` or ``~/.cache/atelier``."""
+    return Path(os.environ.get("ATELIER_CACHE", Path.home() / ".cache" / "atelier"))
+
+
+def record_of(fs: Any, path: str) -> FileRecord:
+    """Size and checksum of the file at ``path`` of a filesystem."""
     sha, size = hashlib.sha256(), 0
     with fs.open(path, "rb") as raw:
         file = cast(BinaryIO, raw)
@@ -289,6 +384,11 @@ def _record(fs: Any, path: str) -> FileRecord:
             sha.update(chunk)
             size += len(chunk)
     return FileRecord(size=size, sha256=sha.hexdigest())
+
+
+def _remote_drafts() -> Path:
+    """Where this machine keeps drafts of remote stores."""
+    return Path(tempfile.gettempdir()) / "atelier-drafts"
 
 
 def _made(folder: Path) -> Path:

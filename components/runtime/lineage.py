@@ -1,0 +1,37 @@
+"""What was made from what: from one artifact to everything that has learned from it, revised or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from components.runtime.storage import Artifact
+
+
+def descendants(artifacts: Iterable[Artifact], of: Iterable[Artifact], through: frozenset[str]) -> list[Artifact]:
+    """Artifacts with one of ``of`` among their inputs, or an artifact that has; in the order of ``artifacts``.
+
+    Args:
+        artifacts: of one store.
+        of: where to begin; they are not in the answer.
+        through: kinds that are followed. Others hand nothing on.
+    """
+    everything = list(artifacts)
+    known = {digest for artifact in of for digest in digests(artifact)}
+    found: dict[str, Artifact] = {}
+    while True:
+        more = [
+            artifact
+            for artifact in everything
+            if artifact.url not in found
+            and artifact.manifest.kind in through
+            and known & set(artifact.manifest.inputs.values())
+        ]
+        if not more:
+            return [artifact for artifact in everything if artifact.url in found]
+        found |= {artifact.url: artifact for artifact in more}
+        known |= {digest for artifact in more for digest in digests(artifact)}
+
+
+def digests(artifact: Artifact) -> tuple[str, ...]:
+    """All digests that other manifests may name the artifact by, the present one first."""
+    return (artifact.digest, *artifact.manifest.earlier)
