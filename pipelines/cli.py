@@ -14,6 +14,7 @@ from pipelines import (
     deploy,
     end_to_end,
     finetune,
+    forget,
     looking,
     prepare,
     release,
@@ -61,6 +62,7 @@ app.command("demo", rich_help_panel=LOOK)(demo.command)
 app.command("status", rich_help_panel=LOOK)(looking.status)
 app.command("generate", rich_help_panel=LOOK)(looking.generate)
 app.command("inspect", rich_help_panel=LOOK)(looking.inspect)
+app.command("forget", rich_help_panel=LOOK)(forget.command)
 app.command("recipe", rich_help_panel=LOOK)(looking.recipe)
 app.command("key", rich_help_panel=LOOK)(looking.key)
 
