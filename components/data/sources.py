@@ -1,4 +1,5 @@
-"""Where a recipe's URL list comes from: a file, the embedded world's website, or a parquet file served as one."""
+"""Where a recipe's URL list comes from: a list, a folder of pictures, the embedded world's website, or a parquet
+file served as one."""
 
 from __future__ import annotations
 
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A URL and caption list, and the loopback hosts ("host:port") that may be asked for it."""
+    """A URL and caption list, and what may be asked for it: loopback hosts ("host:port"), or files below a root.
+
+    Of files, the list's schema metadata has ``content``, a digest of all their bytes: with other pictures under the
+    same names it is another list.
+    """
 
     urls: pa.Table
     allow_hosts: tuple[str, ...]
+    files: str | None = None  # the root, where the URLs name files
     truth: tuple[dict[str, Any], ...] = ()  # of the embedded world: what must become of every URL
 
     def write_list(self, path: Path) -> None:
@@ -50,11 +56,18 @@ def opened(recipe: Recipe) -> Iterator[Source]:
         from components.data.lists import read_list
 
         yield Source(read_list(collect.urls, collect.url_column, collect.caption_column), collect.allow_hosts)
+    elif collect.files is not None:
+        from components.data.fingerprint import content_digest
+        from components.data.folders import read_folder
+
+        urls = read_folder(collect.files, collect.caption_column)
+        content = content_digest(collect.files, Path(recipe.run.root) / recipe.name / "files.parquet")
+        yield Source(urls.replace_schema_metadata({"content": content}), collect.allow_hosts, collect.files)
     else:
         raise RecipeError(
             f"Recipe {recipe.name!r} names no source",
-            expected="collect.urls, a parquet, csv, tsv or jsonl file with URLs and captions",
-            remedy="set it in the recipe or with --set collect.urls=PATH",
+            expected="collect.urls, a list of URLs and captions, or collect.files, a folder of pictures",
+            remedy="set one in the recipe or with --set collect.urls=PATH or --set collect.files=PATH",
         )
 
 
@@ -78,7 +91,7 @@ def world_site(world: World, seed: int) -> Iterator[Source]:
     )
     with Site(pages, port=world.port) as site:
         rows = pages.list_rows(site.base_url)
-        yield Source(pa.Table.from_pylist(rows), (f"127.0.0.1:{site.port}",), tuple(pages.truth(site.base_url)))
+        yield Source(pa.Table.from_pylist(rows), (f"127.0.0.1:{site.port}",), truth=tuple(pages.truth(site.base_url)))
 
 
 @contextlib.contextmanager
