@@ -1,44 +1,60 @@
-"""One guarded HTTP client: what may be asked, how long it may take, and how much may come.
+"""The guarded fetcher: from a URL to a body, or to the reason why there is none.
 
-The client is given to ``urllib.request.install_opener`` (see :mod:`components.data.engine`), so that the
-engine's own download code goes through it. Every request: http and https only, address checked and pinned,
-checked again at every redirect, one deadline over name, connection, headers and body, a byte cap while the
-body streams in, robots.txt and X-Robots-Tag honoured. Connections are kept alive, a few a thread.
+Every request: http and https only, the host's turn awaited, address checked and pinned, checked again at every
+redirect, one deadline over name, connection, headers and body, a byte cap while the body streams in, robots.txt and
+opt-outs honoured. Transient failures are tried again, permanent ones are not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
-import random
 import ssl
-import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from urllib.parse import urljoin
+from datetime import UTC, datetime
 
+from components.contracts.errors import RecipeError
 from components.contracts.recipe import Collect
 from components.contracts.records import TRANSIENT, CollectReason
-from components.data.connections import PinnedConnection
-from components.data.guard import Guard, Refusal, Target, target_of
-from components.data.manners import Robots, agent_token, opt_out_evidence
+from components.data.bodies import Lease, keep_few_arenas
+from components.data.connections import tls_context
+from components.data.exchange import Client, Reply
+from components.data.guard import Guard, Refusal, Target, is_private_literal, target_of
+from components.data.hosts import Hosts, too_long
+from components.data.manners import (
+    PARSER,
+    agent_token,
+    collector_user_agent,
+    opt_out_evidence,
+    retry_after_s,
+    tdm_reserved,
+)
+from components.data.origins import OVERLOADED, REDIRECTS, RETRIED_STATUSES, Origin, Origins, backoff_s, joined
 
-_CHUNK = 1 << 16
-_ROBOTS_BYTES = 512 * 1024  # RFC 9309: at least 500 KiB must be read
-_KEPT_CONNECTIONS = 4  # a thread
-_RETRIED_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+@dataclass(frozen=True)
+class Fetch:
+    """Circumstances of one row's fetch: the columns of ``FETCHES_SCHEMA`` but ``row``."""
+
+    asked_at: datetime  # UTC, of the last attempt
+    seconds: float  # of all attempts, pauses included
+    address: str | None  # that the last answer came from
+    final_url: str | None  # after redirects
+    robots: str  # "none" | "allowed" | "disallowed" | "closed" | "not asked"
+    parser: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A body that came whole, and what the ledger says of it."""
+    """A body that came whole, and what the ledger says of it. Its memory counts as long as this object is kept."""
 
     body: bytes
-    http_status: int
+    http_status: int | None  # None where no web was asked
     attempts: int
     opt_out: str | None  # evidence that was seen and, by the recipe, not followed
+    fetch: Fetch | None = None  # None where no web was asked
+    lease: Lease = field(default_factory=Lease, compare=False, repr=False)
 
     @property
     def sha256(self) -> str:
@@ -47,235 +63,186 @@ class Answer:
 
 
 @dataclass
-class _Reply:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
+class _Course:
+    """What is known so far of one row."""
+
+    began: float
+    asked_at: datetime
+    target: Target | None = None  # asked last
+    answered: Target | None = None  # that gave the last answer
+    address: str | None = None
+    robots: str = "not asked"
+
+    def fetch(self) -> Fetch:
+        url = self.answered.url if self.answered else None
+        return Fetch(self.asked_at, time.monotonic() - self.began, self.address, url, self.robots, PARSER)
 
 
-@dataclass
 class Fetcher:
     """Fetches pictures under the recipe's limits; one object serves all threads of one task.
 
     Args:
         limits: the recipe's ``collect`` section.
         guard: the address rules.
+        tasks: tasks in flight; this one keeps to its share of what is allowed at each host.
+        tls: gives the TLS context; loaded when the first https URL is asked for.
+
+    Raises:
+        RecipeError: the recipe's user agent or contact cannot be sent.
     """
 
-    limits: Collect
-    guard: Guard
-    _robots: dict[str, Robots | Refusal] = field(default_factory=dict)
-    _robots_locks: dict[str, threading.Lock] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _kept: threading.local = field(default_factory=threading.local)
-    _tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    def __init__(
+        self, limits: Collect, guard: Guard, tasks: int = 1, tls: Callable[[], ssl.SSLContext] = tls_context
+    ) -> None:
+        keep_few_arenas()
+        self.limits, self.guard = limits, guard
+        self._hosts = Hosts(limits, tasks)
+        self._client = Client(guard, collector_user_agent(limits), limits.max_bytes, tls)
+        self._agent = agent_token(limits.user_agent)
+        self._origins = Origins(limits, self._hosts, self._at_turn)
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._client.close()
 
     def fetch(self, url: str) -> Answer:
         """The body at ``url``, asked for up to ``max_attempts`` times while the failure is transient.
 
         Raises:
-            Refusal: with its reason; ``attempts`` is set on it.
+            Refusal: with its reason; ``attempts`` and ``fetch`` are set on it.
         """
+        course = _Course(time.monotonic(), datetime.now(UTC))
         for attempt in range(1, self.limits.max_attempts + 1):
+            course.asked_at = datetime.now(UTC)
             try:
-                answer = self._once(url)
-                return Answer(answer.body, answer.status, attempt, self._evidence(answer))
+                return self._once(url, course, attempt)
             except Refusal as refusal:
-                refusal.attempts = attempt
-                if refusal.reason not in TRANSIENT or refusal.final or attempt == self.limits.max_attempts:
-                    raise
-                # exponential backoff with jitter, so that a struggling host is not met in step
-                pause = 0.1 * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                time.sleep(max(pause, min(refusal.retry_after or 0.0, 5.0)))
-        raise AssertionError("max_attempts is at least 1")
+                failure = refusal.bare()
+            last = attempt == self.limits.max_attempts or failure.final
+            if failure.reason not in TRANSIENT or last:
+                break
+            time.sleep(backoff_s(attempt))
+        failure.attempts = attempt
+        failure.fetch = course.fetch()
+        if course.target is not None and failure.reason is CollectReason.TLS:
+            self._hosts.give_up(course.target, failure)
+        elif course.target is not None and not failure.final and _unanswered(failure):
+            self._hosts.failed(course.target, failure)
+        raise failure
 
-    def _once(self, url: str) -> _Reply:
-        deadline = time.monotonic() + self.limits.timeout_s
+    def _once(self, url: str, course: _Course, attempt: int) -> Answer:
+        left = self.limits.timeout_s  # for names, connections and answers; waiting for a turn is not the server's time
         for _ in range(self.limits.max_redirects + 1):
-            target = target_of(url)
-            self.guard.addresses(target, deadline - time.monotonic())  # before robots.txt is asked of it
-            if self.limits.respect_robots:
-                asked = time.monotonic()
-                rule = self._robots_of(target).forbids(agent_token(self.limits.user_agent), url)
-                deadline += time.monotonic() - asked  # robots.txt is not this picture's time
-                if rule:
-                    refusal = Refusal(CollectReason.ROBOTS_DISALLOWED, "robots.txt disallows this path")
-                    refusal.opt_out = rule
-                    raise refusal
-            reply = self._ask(target, deadline, self.limits.max_bytes)
+            target = course.target = target_of(url)
+            began = time.monotonic()
+            self.guard.addresses(target, left)
+            left -= time.monotonic() - began
+            origin = self._admitted(target, course, first=attempt == 1)
+            with self._hosts.turn(target):
+                began = time.monotonic()
+                reply = self._answered(target, self._client.ask(target, left, self.limits.max_bytes))
+                left -= time.monotonic() - began
+            course.answered, course.address = target, reply.address
             location = reply.headers.get("Location")
-            if reply.status not in _REDIRECTS or not location:
-                return self._accepted(reply)
-            url = urljoin(url, location)
+            if reply.status not in REDIRECTS or not location:
+                self._accept(reply.status)
+                opt_out = self._opt_out(reply, target, origin)
+                return Answer(reply.body, reply.status, attempt, opt_out, course.fetch(), reply.lease)
+            url = joined(url, location)
         raise Refusal(
             CollectReason.TOO_MANY_REDIRECTS, f"more than {self.limits.max_redirects} redirects", reply.status
         )
 
-    def _accepted(self, reply: _Reply) -> _Reply:
-        status = reply.status
+    def _admitted(self, target: Target, course: _Course, first: bool) -> Origin:
+        """The rules of the target's origin, which allow to ask for it."""
+        course.robots = "not asked"
+        if self.limits.contact is None and not self.guard.allows(target):
+            raise Refusal(CollectReason.REFUSED_ADDRESS, f"{target.authority} is not asked without collect.contact")
+        origin = self._origins.of(target, first)
+        if origin.robots is not None:
+            course.robots = origin.robots.state
+            rule = origin.robots.forbids(target.url)
+            if rule:
+                course.robots = "closed" if origin.robots.state == "closed" else "disallowed"
+                raise Refusal(CollectReason.ROBOTS_DISALLOWED, "robots.txt disallows this path", opt_out=rule)
+            self._hosts.slow_down(target, origin.robots.delay_s)
+        return origin
+
+    def _at_turn(self, target: Target, max_bytes: int, cut: bool) -> Reply:
+        """One request for a file about the origin itself."""
+        self.guard.addresses(target, self.limits.timeout_s)
+        with self._hosts.turn(target):
+            return self._answered(target, self._client.ask(target, self.limits.timeout_s, max_bytes, cut))
+
+    def _answered(self, target: Target, reply: Reply) -> Reply:
+        """The reply, after the gate has learned of it."""
+        if reply.status not in OVERLOADED:
+            self._hosts.answered(target)
+            return reply
+        pause = retry_after_s(reply.headers.get("Retry-After"), datetime.now(UTC))
+        if pause is not None:
+            self._hosts.pause(target, pause)
+            if pause > self.limits.max_retry_after_s:
+                raise too_long(pause, reply.status)
+        return reply
+
+    def _accept(self, status: int) -> None:
         if status in (404, 410):
             raise Refusal(CollectReason.HTTP_404, f"HTTP status {status}", status)
         if not 200 <= status < 300:
-            refusal = Refusal(CollectReason.HTTP_ERROR, f"HTTP status {status}", status)
-            refusal.final = status not in _RETRIED_STATUSES
-            with contextlib.suppress(ValueError):
-                refusal.retry_after = float(reply.headers.get("Retry-After") or 0)
-            raise refusal
-        evidence = self._evidence(reply)
-        if evidence and self.limits.respect_opt_out:
-            refusal = Refusal(CollectReason.OPT_OUT, "the answer's X-Robots-Tag forbids this use", status)
-            refusal.opt_out = evidence
-            raise refusal
-        return reply
+            final = status not in RETRIED_STATUSES
+            raise Refusal(CollectReason.HTTP_ERROR, f"HTTP status {status}", status, final=final)
 
-    def _evidence(self, reply: _Reply) -> str | None:
-        values = reply.headers.get_all("X-Robots-Tag", [])
-        found = opt_out_evidence(values, agent_token(self.limits.user_agent))
-        return None if found is None else f"X-Robots-Tag: {found}"
+    def _opt_out(self, reply: Reply, target: Target, origin: Origin) -> str | None:
+        """Evidence of an opt-out that, by the recipe, is not followed.
 
-    def _robots_of(self, target: Target) -> Robots:
-        with self._lock:
-            lock = self._robots_locks.setdefault(target.origin, threading.Lock())
-        with lock:  # the first thread asks, the others wait for its answer
-            if target.origin not in self._robots:
-                try:
-                    self._robots[target.origin] = self._read_robots(target)
-                except Refusal as refusal:  # a dead host is waited for once, not once for each of its URLs
-                    self._robots[target.origin] = refusal
-            found = self._robots[target.origin]
-        if isinstance(found, Robots):
-            return found
-        again = Refusal(found.reason, f"robots.txt: {found.detail}", found.http_status)
-        again.final = True
-        raise again
+        Raises:
+            Refusal: ``OPT_OUT``, where it is followed.
+        """
+        found = []
+        if said := opt_out_evidence(reply.headers.get_all("X-Robots-Tag", []), self._agent):
+            found.append(f"X-Robots-Tag: {said}")
+        reserved = tdm_reserved(reply.headers.get_all("tdm-reservation", []))
+        if reserved:
+            policy = reply.headers.get("tdm-policy")
+            found.append("tdm-reservation: 1" + (f"; tdm-policy: {policy.strip()[:500]}" if policy else ""))
+        elif reserved is None and origin.reserved and (line := origin.reserved.forbids(target.url)):
+            found.append(f"tdmrep.json: {line.partition(':')[2].strip()}: tdm-reservation 1")  # headers come before it
+        if not found:
+            return None
+        evidence = " | ".join(found)
+        if self.limits.respect_opt_out:
+            detail = f"the site opts out: {found[0][:120]}"
+            raise Refusal(CollectReason.OPT_OUT, detail, reply.status, opt_out=evidence, received=len(reply.body))
+        return evidence
 
-    def _read_robots(self, target: Target) -> Robots:
-        """RFC 9309 2.3.1: none (4xx) allows all, a failing server (5xx) disallows all."""
-        url = f"{target.origin}/robots.txt"
-        for attempt in range(1, self.limits.max_attempts + 1):
-            deadline = time.monotonic() + self.limits.timeout_s
-            try:
-                here = url
-                for _ in range(6):
-                    reply = self._ask(target_of(here), deadline, _ROBOTS_BYTES, cut=True)
-                    if reply.status not in _REDIRECTS or not reply.headers.get("Location"):
-                        break
-                    here = urljoin(here, str(reply.headers["Location"]))
-                if 200 <= reply.status < 300:
-                    return Robots(reply.body.decode("utf-8", "replace").lstrip("\ufeff"))
-                if reply.status < 500 and reply.status != 429:
-                    return Robots(None)
-                problem = f"robots.txt: HTTP status {reply.status}, so the whole site is taken as disallowed"
-            except Refusal as refusal:
-                if refusal.reason is CollectReason.TRUNCATED:
-                    problem = "robots.txt: came incomplete, so the whole site is taken as disallowed"
-                elif attempt == self.limits.max_attempts or refusal.reason not in TRANSIENT:
-                    raise  # a dead host is said to be dead, not forbidden
-            time.sleep(0.1 * 2 ** (attempt - 1))
-        return Robots(None, closed=problem)
 
-    # -- one request over one pinned connection
+def require_contact(limits: Collect, urls: Iterable[str | None]) -> None:
+    """Make sure that owners of the sites asked can reach whoever collects.
 
-    def _ask(self, target: Target, deadline: float, max_bytes: int, cut: bool = False) -> _Reply:
-        kept = self._connections()
-        connection = kept.pop(target.origin, None)
-        if connection is not None:
-            with contextlib.suppress(_Stale):
-                return self._exchange(connection, target, deadline, max_bytes, cut, reused=True)
-        addresses = self.guard.addresses(target, deadline - time.monotonic())
-        connection = PinnedConnection(target, addresses, self._tls if target.scheme == "https" else None)
-        return self._exchange(connection, target, deadline, max_bytes, cut, reused=False)
+    Args:
+        limits: ``allow_hosts`` among them: hosts that belong to whoever collects, and need no contact.
+        urls: of the list; those that the guard would refuse by their form need none either.
 
-    def _exchange(
-        self, connection: PinnedConnection, target: Target, deadline: float, max_bytes: int, cut: bool, reused: bool
-    ) -> _Reply:
-        connection.deadline = deadline
-        response, keep = None, False
+    Raises:
+        RecipeError: ``collect.contact`` is not set and some host needs it, or the user agent cannot be sent.
+    """
+    collector_user_agent(limits)
+    guard = Guard(limits.allow_hosts)
+    if limits.contact is not None:
+        return
+    for start in sorted({"/".join(url.split("/", 3)[:3]) for url in urls if url}):
         try:
-            headers = {"User-Agent": self.limits.user_agent, "Accept": "image/*,*/*;q=0.5",
-                       "Accept-Encoding": "identity", "Host": target.authority}  # fmt: skip
-            try:
-                connection.request("GET", target.path, headers=headers)
-                response = connection.getresponse()
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-                if reused:  # the server had closed the kept connection: nothing was answered
-                    raise _Stale from error
-                raise
-            body = _read_body(response, max_bytes, cut)
-            keep = not response.will_close and (response.isclosed() or response.length == 0)
-            return _Reply(response.status, response.headers, body)
-        except TimeoutError as error:
-            raise Refusal(CollectReason.TIMEOUT, f"no complete answer within {self.limits.timeout_s:g} s") from error
-        except ssl.SSLError as error:
-            raise Refusal(CollectReason.CONNECTION, f"TLS: {error.reason or type(error).__name__}") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Refusal(CollectReason.CONNECTION, _said(error)) from error
-        finally:
-            if response is not None:
-                response.close()
-            kept = self._connections()
-            if keep and len(kept) < _KEPT_CONNECTIONS:
-                kept[target.origin] = connection
-            else:
-                connection.close()
-
-    def _connections(self) -> dict[str, PinnedConnection]:
-        if not hasattr(self._kept, "by_origin"):
-            self._kept.by_origin = {}
-        return self._kept.by_origin  # type: ignore[no-any-return]
+            target = target_of(start)
+        except Refusal:
+            continue  # will be refused as a row, with its reason
+        if not guard.allows(target) and not is_private_literal(target.host):
+            raise RecipeError(
+                f"collect.contact is not set, and the list has URLs of {target.authority}",
+                expected="a URL or e-mail address by which site owners can reach you; it goes into the user agent",
+                remedy="--set collect.contact=https://example.org/our-collector (or an e-mail address)",
+            )
 
 
-def _read_body(response: http.client.HTTPResponse, max_bytes: int, cut: bool) -> bytes:
-    """The body, checked for length. ``cut``: more than ``max_bytes`` is cut off instead of refused."""
-    status = response.status
-    if status >= 300:  # only its end matters, so that the connection can be kept
-        max_bytes, cut = _CHUNK, True
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    announced = response.length  # None for chunked answers and for those that end with the connection
-    if announced is not None and announced > max_bytes and not cut:
-        raise Refusal(
-            CollectReason.TOO_MANY_BYTES, f"{announced} bytes announced, at most {max_bytes} are taken", status
-        )
-    parts, received = [], 0
-    ended_early = False
-    while received <= max_bytes:
-        try:
-            part = response.read1(min(_CHUNK, max_bytes + 1 - received))
-        except (http.client.IncompleteRead, ConnectionResetError):
-            ended_early = True
-            break
-        if not part:
-            break
-        parts.append(part)
-        received += len(part)
-    if received > max_bytes:
-        if not cut:
-            raise Refusal(CollectReason.TOO_MANY_BYTES, f"more than {max_bytes} bytes", status)
-        return b"".join(parts)[:max_bytes]
-    if status >= 300:
-        return b""
-    if ended_early or (announced is not None and received < announced):
-        refusal = Refusal(
-            CollectReason.TRUNCATED, f"{received} bytes came, {announced or 'more'} were announced", status
-        )
-        refusal.received = received
-        raise refusal
-    if encoding not in ("", "identity"):  # never unpacked: a small answer could unfold into a huge one
-        refusal = Refusal(CollectReason.NOT_AN_IMAGE, f"content encoding {encoding[:20]!r} was not asked for", status)
-        refusal.received = received
-        raise refusal
-    return b"".join(parts)
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    if isinstance(error, ConnectionResetError | http.client.RemoteDisconnected | BrokenPipeError):
-        return "the server closed the connection without an answer"
-    if isinstance(error, http.client.HTTPException):
-        return f"not an HTTP answer ({type(error).__name__})"
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'network error'}"[:120]
-
-
-class _Stale(Exception):
-    """A kept connection turned out to be closed."""
+def _unanswered(refusal: Refusal) -> bool:
+    return refusal.reason in (CollectReason.TIMEOUT, CollectReason.CONNECTION) or refusal.http_status in OVERLOADED

@@ -2,126 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import socket
-import socketserver
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
+from components.contracts.errors import RecipeError
 from components.contracts.recipe import Collect
-from components.contracts.records import CollectReason
-from components.data.fetching import Fetcher
+from components.contracts.records import FETCHES_SCHEMA, CollectReason
+from components.data.fetching import Fetcher, require_contact
 from components.data.guard import Guard, Refusal
-
-BODY = bytes(range(256)) * 20
-Answer = Callable[[socket.socket, int], None]
-
-
-def ok(body: bytes = BODY, *headers: str, status: str = "200 OK", length: int | None = None) -> Answer:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers, "", ""]
-    data = "\r\n".join(lines).encode() + body
-
-    def send(connection: socket.socket, _number: int) -> None:
-        connection.sendall(data)
-        if length is not None and length != len(body):
-            raise ConnectionAbortedError
-
-    return send
-
-
-def drip(head: bytes, step: bytes) -> Answer:
-    def send(connection: socket.socket, _number: int) -> None:
-        connection.sendall(head)
-        while True:
-            connection.sendall(step)
-            time.sleep(0.02)
-
-    return send
-
-
-def endless(connection: socket.socket, _number: int) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        connection.sendall(bytes(65536))
-
-
-def heals(connection: socket.socket, number: int) -> None:
-    (ok(b"", status="503 Busy") if number < 3 else ok())(connection, number)
-
-
-def hang_up(_connection: socket.socket, _number: int) -> None:
-    raise ConnectionAbortedError
-
-
-ROBOTS = b"User-agent: *\nDisallow: /private/\n"
-ANSWERS: dict[str, Answer] = {
-    "/robots.txt": ok(ROBOTS),
-    "/ok": ok(),
-    "/heals": heals,
-    "/hang-up": hang_up,
-    "/missing": ok(b"no", status="404 Not Found"),
-    "/gone": ok(b"no", status="410 Gone"),
-    "/forbidden": ok(b"no", status="403 Forbidden"),
-    "/broken": ok(b"no", status="500 Oops"),
-    "/slow-body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x"),
-    "/slow-head": drip(b"HTTP/1.1 200 OK\r\n", b"X"),
-    "/endless": endless,
-    "/announced-huge": ok(b"x", length=10**9),
-    "/short": ok(BODY[:100], length=len(BODY)),
-    "/short-chunks": ok(b"", "X: 1"),
-    "/gzip": ok(b"\x1f\x8b", "Content-Encoding: gzip"),
-    "/noai": ok(BODY, "X-Robots-Tag: max-snippet:-1, noai"),
-    "/to-ok": ok(b"moved", "Location: /ok", status="302 Found"),
-    "/to-private": ok(b"", "Location: http://10.0.0.1/x", status="301 Moved"),
-    "/to-metadata": ok(b"", "Location: http://169.254.169.254/latest", status="307 Moved"),
-    "/to-file": ok(b"", "Location: file:///etc/passwd", status="301 Moved"),
-    "/to-disallowed": ok(b"", "Location: /private/x", status="301 Moved"),
-    "/to-self": ok(b"", "Location: /to-self", status="302 Found"),
-    "/nonsense": lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9.0\r\n"),
-}
-
-
-def chunks_cut(connection: socket.socket, _number: int) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n" + BODY[:100])
-    raise ConnectionAbortedError
-
-
-ANSWERS["/short-chunks"] = chunks_cut
-
-
-class Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, answers: dict[str, Answer]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked, self.connections, self.agents = answers, Counter[str](), 0, set[str]()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(socketserver.StreamRequestHandler):
-    server: Server
-
-    def handle(self) -> None:
-        self.server.connections += 1
-        with contextlib.suppress(OSError):
-            while request := self.rfile.readline():
-                path = request.split()[1].decode()
-                while (line := self.rfile.readline()) not in (b"\r\n", b""):
-                    if line.lower().startswith(b"user-agent:"):
-                        self.server.agents.add(line.split(b":", 1)[1].strip().decode())
-                self.server.asked[path] += 1
-                self.server.answers.get(path, ANSWERS["/missing"])(self.connection, self.server.asked[path])
+from tests.components.data.faulty_server import ANSWERS, BODY, Answer, Server, hang_up, ok
 
 
 @pytest.fixture
@@ -147,6 +42,15 @@ def test_a_body_comes_whole_with_its_evidence(server: Server) -> None:
     assert (answer.body, answer.http_status, answer.attempts, answer.opt_out) == (BODY, 200, 1, None)
     assert answer.sha256 == hashlib.sha256(BODY).hexdigest()
     assert server.agents == {Collect().user_agent}
+    assert answer.fetch is not None and set(vars(answer.fetch)) | {"row"} == set(FETCHES_SCHEMA.names)
+    assert (answer.fetch.address, answer.fetch.robots) == ("127.0.0.1", "allowed")
+    assert answer.fetch.final_url == f"http://{server.host}/ok"
+    assert abs((datetime.now(UTC) - answer.fetch.asked_at).total_seconds()) < 60 and answer.fetch.seconds > 0
+
+
+def test_the_user_agent_that_is_sent_names_the_contact(server: Server) -> None:
+    fetcher(server, contact="https://example.org/bot").fetch(f"http://{server.host}/ok")
+    assert server.agents == {"AtelierCollector/0.1 (+https://example.org/bot)"}
 
 
 @pytest.mark.parametrize(
@@ -201,8 +105,45 @@ def test_opt_out_and_robots_are_seen_also_where_they_are_not_followed(server: Se
     assert "Disallow: /private/" in str(refused(server, "/private/x").opt_out)
 
 
+@pytest.mark.parametrize(
+    ("headers", "evidence"),
+    [
+        (["tdm-reservation: 1"], "tdm-reservation: 1"),
+        (
+            ["TDM-Reservation: 1", "tdm-policy: https://a.example/p"],
+            "tdm-reservation: 1; tdm-policy: https://a.example/p",
+        ),
+        (
+            ["tdm-reservation: 1", "X-Robots-Tag: all", "X-Robots-Tag: x: noai, AtelierCollector: noimageai"],
+            "X-Robots-Tag: x: noai, AtelierCollector: noimageai | tdm-reservation: 1",
+        ),
+        (["X-Robots-Tag: otherbot: noai"], "tdmrep.json: /: tdm-reservation 1"),
+        (["tdm-reservation: 0"], None),  # the header comes before the file
+    ],
+)
+def test_opt_outs_are_followed_and_kept_verbatim(server: Server, headers: list[str], evidence: str | None) -> None:
+    server.answers["/.well-known/tdmrep.json"] = ok(b'[{"location": "/", "tdm-reservation": 1}]')
+    server.answers["/x"] = ok(BODY, *headers)
+    if evidence is None:
+        assert fetcher(server).fetch(f"http://{server.host}/x").opt_out is None
+    else:
+        refusal = refused(server, "/x")
+        assert (refusal.reason, refusal.opt_out, refusal.http_status) == (CollectReason.OPT_OUT, evidence, 200)
+        assert refusal.fetch is not None and "tdmrep" in refusal.fetch.parser
+
+
+def test_a_refusal_knows_its_circumstances_and_holds_no_body(server: Server) -> None:
+    refusal = refused(server, "/private/x")
+    assert refusal.fetch is not None
+    assert (refusal.fetch.robots, refusal.fetch.address, refusal.fetch.final_url) == ("disallowed", None, None)
+    refusal = refused(server, "/endless").bare()
+    assert (refusal.__cause__, refusal.__context__) == (None, None)
+    assert refused(server, "/to-disallowed").fetch.final_url == f"http://{server.host}/to-disallowed"  # type: ignore[union-attr]
+
+
 def test_redirects_within_the_limit_are_followed(server: Server) -> None:
-    assert fetcher(server).fetch(f"http://{server.host}/to-ok").body == BODY
+    answer = fetcher(server).fetch(f"http://{server.host}/to-ok")
+    assert answer.body == BODY and answer.fetch is not None and answer.fetch.final_url == f"http://{server.host}/ok"
     assert refused(server, "/to-ok", max_redirects=0).reason is CollectReason.TOO_MANY_REDIRECTS
 
 
@@ -211,6 +152,13 @@ def test_an_address_that_is_not_allowed_is_never_connected_to(server: Server) ->
         Fetcher(Collect(), Guard()).fetch(f"http://{server.host}/ok")
     assert refusal.value.reason is CollectReason.REFUSED_ADDRESS
     assert server.connections == 0
+
+
+def test_hosts_of_others_are_not_asked_without_a_contact(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [(2, 1, 6, "", ("93.184.216.34", 80))])
+    with pytest.raises(Refusal, match=r"collect\.contact") as refusal:
+        fetcher(server).fetch("http://other.example/x")  # as a redirect might lead there
+    assert refusal.value.reason is CollectReason.REFUSED_ADDRESS
 
 
 def test_connections_are_kept_and_robots_asked_once(server: Server) -> None:
@@ -222,6 +170,16 @@ def test_connections_are_kept_and_robots_asked_once(server: Server) -> None:
         list(pool.map(lambda _: client.fetch(f"http://{server.host}/ok"), range(40)))
     assert server.asked["/robots.txt"] == 1
     assert server.connections <= 5
+
+
+def test_an_answer_longer_than_it_said_ends_its_connection(server: Server) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+    more = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+    server.answers["/long"] = lambda connection, _: connection.sendall(head + BODY + more)
+    client = fetcher(server)
+    for _ in range(3):
+        assert client.fetch(f"http://{server.host}/long").body == BODY
+    assert client.fetch(f"http://{server.host}/ok").body == BODY
 
 
 def test_a_kept_connection_that_was_closed_is_opened_anew(server: Server) -> None:
@@ -240,6 +198,10 @@ def test_a_kept_connection_that_was_closed_is_opened_anew(server: Server) -> Non
     [
         (ok(b"", status="404 Not Found"), None),
         (ok(b"", status="403 Forbidden"), None),
+        (ok(b"", "Location: /robots.txt", status="302 Found"), None),  # more than five: as if there were none
+        (ok(b"", "Location: http://10.0.0.1/robots.txt", status="302 Found"), CollectReason.ROBOTS_DISALLOWED),
+        (ok(b"", status="429 Too Many Requests"), CollectReason.ROBOTS_DISALLOWED),
+        (ok(b"x", "Content-Encoding: gzip"), CollectReason.ROBOTS_DISALLOWED),
         (ok(b"", status="500 Oops"), CollectReason.ROBOTS_DISALLOWED),
         (ok(b"User-agent: *\nDisallow:", length=9000), CollectReason.ROBOTS_DISALLOWED),
         (hang_up, CollectReason.CONNECTION),
@@ -264,3 +226,19 @@ def test_a_dead_host_is_tried_once_for_all_its_urls() -> None:
             client.fetch(f"http://127.0.0.1:{port}/{number}")
         assert refusal.value.reason is CollectReason.CONNECTION
     assert time.monotonic() - started < 5
+
+
+def lists(*urls: str, **limits: object) -> None:
+    require_contact(Collect.model_validate({"allow_hosts": ["127.0.0.1:8765"], **limits}), urls)
+
+
+def test_a_list_with_hosts_of_others_needs_a_contact() -> None:
+    own = "http://127.0.0.1:8765/a.jpg"
+    lists(own, "", "ftp://a/b", "http://10.0.0.1/x", "http://0x7f.1/x", "http://[::1]:9/x", "http://[broken", "nothing")
+    lists(own, "https://example.org/x.jpg", contact="https://example.org/bot")
+    with pytest.raises(RecipeError, match=r"example\.org.*--set collect\.contact="):
+        lists(own, "https://example.org/x.jpg")
+    with pytest.raises(RecipeError, match="localhost"):  # that a name is private is known when it is resolved
+        lists(own, "http://localhost/x")
+    with pytest.raises(RecipeError, match="user_agent"):
+        lists(own, user_agent="()")
