@@ -34,6 +34,9 @@ test: $(INSTALLED)  ## Every test
 test-fast: $(INSTALLED)  ## Unit tests only
 	$(BIN)/python -m pytest tests -q $(PARALLEL) -m "not integration and not slow"
 
+bench-data: $(INSTALLED)  ## Figures of collecting and preparing beside their rivals, in docs/benchmarks/data.md
+	$(BIN)/python -m tests.benchmarks.data $(PARTS)
+
 lint: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +54,4 @@ constraints: $(INSTALLED)  ## Write constraints.txt from what .venv holds now
 clean:  ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
 
-.PHONY: help install demo test test-fast lint format constraints clean
+.PHONY: help install demo test test-fast bench-data lint format constraints clean

@@ -10,6 +10,8 @@ import typer
 
 from components.contracts.errors import ArtifactError, InputError
 from components.evaluation import release as releasing
+from components.runtime.lineage import digests
+from components.runtime.storage import Artifact
 from pipelines.options import DebugOption, RecipeOption, SetOption, context
 
 
@@ -20,7 +22,7 @@ def status(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: De
 
     ctx = context(recipe, overrides, debug)
     artifacts = ctx.store.list()
-    names = {a.digest: a.short for a in artifacts}
+    names = {digest: a.short for a in artifacts for digest in digests(a)}
     table = Table(title=f"Artifacts in {ctx.store.url}", title_justify="left", box=None, header_style="dim")
     for column in ("artifact", "made", "holds", "made from"):
         table.add_column(column, overflow="fold")
@@ -98,30 +100,36 @@ def generate(
 
 
 def inspect(
-    what: Annotated[str, typer.Argument(help="What to look at: dataset.")] = "dataset",
+    what: Annotated[str, typer.Argument(help="What to look at: dataset or duplicates.")] = "dataset",
     recipe: RecipeOption = "demo",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; default in runs/NAME.")] = None,
     overrides: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write an HTML page about the newest dataset: funnel, histograms, samples, what was dropped and why."""
-    from components.data.inspecting import inspect_dataset
-
+    """Write an HTML page about the newest dataset: its funnel, scores and samples, or its clusters of duplicates."""
     ctx = context(recipe, overrides, debug)
-    if what != "dataset":
-        raise InputError(f"Nothing to inspect by the name {what!r}", expected="dataset")
+    if what not in ("dataset", "duplicates"):
+        raise InputError(f"Nothing to inspect by the name {what!r}", expected="dataset or duplicates")
     datasets = ctx.store.list("dataset")
     if not datasets:
         raise ArtifactError(
             f"{ctx.store.url} holds no dataset", remedy=f"run `atelier prepare --recipe {recipe}` first"
         )
-    dataset = datasets[-1]
-    collections = [
-        ctx.store.by_digest("collection", digest)
-        for role, digest in sorted(dataset.manifest.inputs.items())
-        if "collection" in role
-    ]
-    typer.echo(str(inspect_dataset(dataset, collections, output or ctx.home / "dataset.html")))
+    dataset, target = datasets[-1], output or ctx.home / f"{what}.html"
+
+    def inputs(kind: str) -> list[Artifact]:
+        roles = sorted(role for role in dataset.manifest.inputs if role.startswith(f"{kind}_"))
+        return [ctx.store.by_digest(kind, dataset.manifest.inputs[role]) for role in roles]
+
+    if what == "dataset":
+        from components.data.inspecting import inspect_dataset
+
+        page = inspect_dataset(dataset, inputs("collection"), inputs("scores"), target)
+    else:
+        from components.data.inspecting_duplicates import inspect_duplicates
+
+        page = inspect_duplicates(dataset, inputs("collection"), target)
+    typer.echo(str(page))
 
 
 def recipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.training import stages
+from components.training.latents import encode_latents
 from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
 from pipelines.prepare import prepare
 
@@ -17,7 +18,7 @@ def train(ctx: Context, dataset: Artifact | None = None, champion: Artifact | No
     start = {role: ctx.store.by_digest(role, champion.manifest.inputs[role]) for role in PARTS} if champion else {}
     text_encoder = stages.train_text_encoder(ctx, dataset, start.get("text_encoder"))
     autoencoder = stages.train_autoencoder(ctx, dataset, start.get("autoencoder"))
-    latents = stages.encode_latents(ctx, dataset, autoencoder)
+    latents = encode_latents(ctx, dataset, autoencoder)
     denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, start.get("denoiser"))
     return stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
 

@@ -6,7 +6,7 @@ import json
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from components.contracts.recipe import Run
 
 
 def run_pieces(
-    pieces: list[dict[str, Any]],
+    pieces: Iterable[dict[str, Any]],
     work: Callable[[dict[str, Any]], dict[str, Any]],
     run: Run,
     at_once: int,
@@ -25,7 +25,7 @@ def run_pieces(
     """Call ``work`` on every piece in Ray Data tasks, one piece a task, and yield the results as they come.
 
     Args:
-        pieces: descriptions of the work: plain JSON values.
+        pieces: descriptions of the work: plain JSON values; asked for one at a time.
         work: runs in a worker process; must be importable there, and safe to run again when a worker dies.
         run: circumstance; a task takes ``min(1, run.cpus / at_once)`` CPUs.
         at_once: tasks in flight.
@@ -50,12 +50,12 @@ def run_pieces(
                 errors.append(pickle.dumps(error))
         return pa.table({"json": pa.array(results, pa.string()), "error": pa.array(errors, pa.binary())})
 
-    if not pieces:
+    tables = [pa.table({"json": [json.dumps(piece)]}) for piece in pieces]  # one block a piece
+    if not tables:
         return
-    at_once = min(at_once, len(pieces))
+    at_once = min(at_once, len(tables))
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and timings are not for users
-    tables = [pa.table({"json": [json.dumps(piece)]}) for piece in pieces]  # one block a piece
     results = ray.data.from_arrow(tables).map_batches(
         batch,
         batch_size=None,

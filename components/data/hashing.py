@@ -3,71 +3,158 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-THUMB = 16  # side of the thumbnails that near-duplicates are confirmed by
-_ODD = np.where(np.arange(8) % 2, -1.0, 1.0).astype(np.float32)  # mirrors a picture in the frequency domain
+from components.data.scores import THUMB
 
-Array = npt.NDArray[np.float32]
+_SHARPNESS_SIDE = 256  # sharpness is measured with the shorter side reduced to this
+_SCALED_SIDE = 64  # a JPEG is decoded at a scale that leaves its shorter side this long, for its hash
+_FREQUENCIES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(32) + 1) / 64)  # the 8 lowest of a DCT of 32
+_ODD = np.where(np.arange(8) % 2, -1.0, 1.0)  # mirrors a picture in the frequency domain
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
+_ORIENTATION = 0x0112  # of EXIF
+
+Grey = npt.NDArray[np.uint8]  # (height, width)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Measurements of one picture.
+class Measures:
+    """Measurements of one picture; see ``SCORE_SCHEMA`` for each. ``pixels`` is uint8 RGB, row major."""
 
-    ``phash`` and ``phash_mirror`` are 64-bit perceptual hashes of the picture and of its mirror image;
-    ``thumb`` is 16x16 RGB, ``pixels`` the square picture of the dataset, both uint8, row major;
-    ``grey_std`` is the standard deviation of the grey values, 0..127.5; ``pixel_sha256`` is of all RGB pixels.
-    """
-
-    width: int
-    height: int
+    kept_width: int
+    kept_height: int
     grey_std: float
+    sharpness: float
+    entropy: float
     pixel_sha256: str
     phash: int
     phash_mirror: int
     thumb: bytes
+    bucket: str
     pixels: bytes
 
 
-def score(image: Image.Image, side: int) -> Scores:
-    """Measure an RGB picture and cut it to the ``side`` x ``side`` pixels of the dataset.
+def measure(image: Image.Image, size: tuple[int, int]) -> Measures:
+    """Measure an upright RGB picture and cut it to ``size`` (width, height), the size of its bucket.
 
-    The picture is cropped to its centre square and resized with an antialiasing filter.
+    It is resized with an antialiasing filter so that it just covers that size, and cropped about its centre.
     """
-    grey = image.convert("L")
+    grey = np.asarray(image.convert("L"))
+    spread, bits = spread_and_entropy(grey)
     plain, mirrored = phash(grey)
-    square = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-    return Scores(
-        width=image.width,
-        height=image.height,
-        grey_std=float(np.asarray(grey, dtype=np.float32).std()),
+    return Measures(
+        kept_width=image.width,
+        kept_height=image.height,
+        grey_std=spread,
+        sharpness=sharpness(grey),
+        entropy=bits,
         pixel_sha256=hashlib.sha256(image.tobytes()).hexdigest(),
         phash=plain,
         phash_mirror=mirrored,
         thumb=image.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes(),
-        pixels=square.tobytes(),
+        bucket=f"{size[0]}x{size[1]}",
+        pixels=ImageOps.fit(image, size, Image.Resampling.LANCZOS).tobytes(),
     )
 
 
-def phash(grey: Image.Image) -> tuple[int, int]:
+def sharpness(grey: Grey) -> float:
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000): small where the picture is blurred.
+
+    A picture whose shorter side is longer than 256 pixels is reduced to that before, so that one threshold
+    serves pictures of all sizes.
+    """
+    height, width = grey.shape
+    share = _SHARPNESS_SIDE / min(height, width)
+    if share < 1:
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return float(cv2.Laplacian(grey, cv2.CV_32F).var(dtype=np.float64))
+
+
+def spread_and_entropy(grey: Grey) -> tuple[float, float]:
+    """Standard deviation of the grey values, 0 .. 127.5, and Shannon entropy of their histogram, 0 .. 8 bits."""
+    share = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
+    values = np.arange(256)
+    mean = share @ values
+    variance = share @ (values - mean) ** 2
+    share = share[share > 0]
+    return float(np.sqrt(variance)), max(0.0, -float(share @ np.log2(share)))
+
+
+def phash(grey: Grey) -> tuple[int, int]:
     """64-bit perceptual hashes of a grey picture and of its mirror image.
 
     The sign, against their median, of the 8 x 8 lowest DCT coefficients of the picture at 32 x 32 (Zauner
-    2010, "Implementation and benchmarking of perceptual image hash functions", as in imagehash). Mirroring
-    negates the odd horizontal frequencies, so the second hash needs no second transform.
+    2010, "Implementation and benchmarking of perceptual image hash functions", as in imagehash, but reduced by
+    averaging areas, which is faster and changes less under compression). Mirroring negates the odd horizontal
+    frequencies, so the second hash needs no second transform. Coefficients are rounded to thousandths, so that
+    those that are zero by symmetry are equal to each other.
     """
-    from scipy.fft import dctn
-
-    small = np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float32)
-    low = np.asarray(dctn(small, norm="ortho"), dtype=np.float32)[:8, :8]
-    return _packed(low), _packed(low * _ODD[None, :])
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
+    low = np.round(_FREQUENCIES @ small @ _FREQUENCIES.T, 3) + 0.0
+    return _packed(low), _packed(low * _ODD[None, :] + 0.0)
 
 
-def _packed(coefficients: Array) -> int:
-    bits = coefficients.ravel() > np.median(coefficients)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+def phash_bytes(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
+    """:func:`phash` of a picture's file, upright. JPEG is decoded in grey at a reduced scale, where it is much faster.
+
+    At a reduced scale a few hashes differ by two bits from those of the whole picture.
+
+    Raises:
+        Refusal: as :func:`components.data.pictures.decoded`.
+    """
+    from components.data.pictures import decoded
+
+    grey: Grey | None = None
+    if data.startswith(b"\xff\xd8\xff"):
+        try:
+            grey = _scaled_grey(data, max_pixels)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error):
+            grey = None  # the whole rule decides what is wrong with it
+    if grey is None:
+        grey = np.asarray(decoded(data, max_pixels).convert("L"))
+    return phash(grey)
+
+
+def _scaled_grey(data: bytes, max_pixels: int) -> Grey | None:
+    """Grey values of a JPEG at a reduced scale, upright; None where it takes the whole rule."""
+    header = Image.open(io.BytesIO(data), formats=("JPEG",))
+    width, height = header.size
+    if header.mode == "CMYK" or width * height > max_pixels:
+        return None
+    scale = next(s for s in (8, 4, 2, 1) if s == 1 or min(width, height) // s >= _SCALED_SIDE)
+    flags = _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION
+    grey = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    if grey is None:
+        return None
+    orientation = header.getexif().get(_ORIENTATION, 1) if "exif" in header.info else 1
+    return np.ascontiguousarray(_upright(grey, orientation), dtype=np.uint8)
+
+
+def _upright(grey: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """The picture as EXIF's orientation (1 .. 8) says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        grey = grey.T
+    if orientation in (2, 3, 6, 7):
+        grey = grey[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        grey = grey[::-1]
+    return grey
+
+
+def _packed(coefficients: npt.NDArray[np.float64]) -> int:
+    flat = coefficients.ravel()
+    middle = np.sort(flat)[31:33].sum() / 2
+    return int.from_bytes(np.packbits(flat > middle).tobytes(), "big")

@@ -1,40 +1,36 @@
 """Prepare: from collections to one deduplicated, filtered, validated dataset.
 
-Every picture is decoded once (:mod:`components.data.scoring`). Everything that decides (filters, duplicates,
-splits, tokens) then reads scores alone, in the order of the collections, so that neither workers nor their
-number change a byte.
+Every picture is decoded once, when its collection is scored (:mod:`components.data.scoring`). Everything that
+decides (filters, duplicates, splits, tokens, expectations) then reads scores alone, in the order of the collections,
+so that neither workers nor their number change a byte, and a threshold that changes opens no picture again. The
+pixels that stay are copied from the scores last, one row group at a time.
 
-Files of a ``dataset``: ``data/part-00000.parquet`` (``SAMPLE_SCHEMA``), ``dropped.parquet``
-(``DROPPED_SCHEMA``), ``tokenizer/`` and ``validation.json``. The Data Docs lie in ``data_docs/`` of the run.
+Files of a ``dataset``: ``data/part-00000.parquet`` (``SAMPLE_SCHEMA``), ``dropped.parquet`` (``DROPPED_SCHEMA``),
+``duplicates.parquet`` (``DUPLICATES_SCHEMA``), ``tokenizer/``, ``validation.json``, ``profile.json`` (the scores'
+distributions) and, outside its digest, ``circumstance/``: Data Docs, and the drift against the dataset before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
-from collections import Counter
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.contracts.errors import DataError
+from components.contracts.manifest import CIRCUMSTANCE
 from components.contracts.recipe import Prepare
-from components.contracts.records import DROPPED_SCHEMA, SAMPLE_SCHEMA, DropReason
-from components.data.dedup import first_of_equal, near_clusters
-from components.data.filtering import reject
+from components.data.deciding import Captions, Decision, decide, split_of
+from components.data.writing import Rows, alternatives_of, lengths, write_dropped, write_duplicates, write_parts
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
-
-if TYPE_CHECKING:
-    from components.data.scoring import Scores
-
-PART_ROWS = 20_000
-_GROUP_ROWS = 2_000  # rows of a parquet row group, fixed so that equal rows give equal bytes
 
 
 def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artifact | None = None) -> Artifact:
@@ -42,14 +38,19 @@ def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artif
 
     Args:
         ctx: recipe, store and home.
-        collections: oldest first; of duplicates the one in the earliest collection survives. Adding a
-            collection at the end leaves every cluster in the split that it was in.
+        collections: oldest first. Adding a collection at the end leaves every cluster in the split that it was in,
+            unless a new picture joins two of them.
         tokenizer_from: a dataset or model whose tokenizer is kept, byte for byte; else one is trained.
 
     Raises:
         DataError: a collection is empty, nothing is left after the filters, or an expectation failed.
+        RecipeError: a threshold is set for something that the recipe does not measure.
     """
+    from components.data import scoring
+    from components.data.filtering import require_measured
+
     rules = ctx.recipe.prepare
+    require_measured(rules)
     if not collections:
         raise DataError("No collection was given to prepare", expected="at least one", remedy="run `atelier collect`")
     for collection in collections:
@@ -59,169 +60,197 @@ def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artif
                 expected="at least one collected sample",
                 remedy="look at its ledger.parquet for the reasons, then collect again",
             )
+    scores = [scoring.score(ctx, collection) for collection in collections]
     inputs = {f"collection_{i:03d}": artifact for i, artifact in enumerate(collections)}
+    inputs |= {f"scores_{i:03d}": artifact for i, artifact in enumerate(scores)}
     if tokenizer_from is not None:
         inputs["tokenizer"] = tokenizer_from
+    # which models measured is told by the scores' digests, not by where they lie
+    models = {name: getattr(rules, name) is not None for name in ("clip", "aesthetic", "embedding")}
+    config = {**rules.identity(), **models, "min_collected": ctx.recipe.collect.min_collected}
 
     def build(draft: Draft) -> Outcome:
-        return _build(ctx, collections, tokenizer_from, rules, draft)
+        return _build(ctx, collections, scores, tokenizer_from, draft)
 
-    return run_stage(ctx, "dataset", inputs, rules.identity(), build, label="prepare")
-
-
-def split_of(cluster: str, holdout: float) -> str:
-    """The split of a cluster, from its id alone; the share ``holdout`` of all possible ids is held out."""
-    number = int(hashlib.sha256(f"split:{cluster}".encode()).hexdigest()[:13], 16)
-    return "holdout" if number < holdout * 16**13 else "train"
-
-
-@dataclass
-class _Decision:
-    """What stays. ``kept`` are positions among the scores; the other lists run beside it."""
-
-    kept: list[int]
-    clusters: list[str]
-    splits: list[str]
-    dropped: dict[int, tuple[DropReason, str]]
+    reads = {role: "ledger" for role in inputs if role.startswith("collection_")}
+    return run_stage(ctx, "dataset", inputs, config, build, label="prepare", reads=reads)
 
 
 def _build(
-    ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artifact | None, rules: Prepare, draft: Draft
-) -> Outcome:
-    from components.data import tokenizing, validation
-    from components.data.scoring import Scores, score_all
+    ctx: Context, collections: Sequence[Artifact], scored: Sequence[Artifact], tokenizer_from: Artifact | None,
+    draft: Draft,
+) -> Outcome:  # fmt: skip
+    from components.data.scores import Scores
+    from components.data.takedown import Blocklist
+    from components.data.tokenizing import write_tokenizer
+    from components.data.validation import Gate
 
-    loading = threading.Thread(target=validation.load, daemon=True)  # a slow import, while the workers decode
-    loading.start()
-    scores = Scores(score_all(ctx, collections, draft))
-    decision = decide(scores, rules)
-    captions = [scores.captions[i] for i in decision.kept]
+    rules, blocklist = ctx.recipe.prepare, Blocklist.of(ctx.store.url)
+    gate = Gate(ctx.home / "data_docs" / draft.identity[:12])
+    scores = Scores.of(scored)
+    aside = check_ledgers(gate, collections, scores, ctx)
+    decision = decide(scores, rules, ctx.recipe.run, blocklist, aside)
+    captions = Captions(scores, rules)
+    rows, tokenizer = make_rows(decision, captions, tokenizer_from)
+    rows, measures = check_rows(gate, decision, rows, ctx)
+    summary = _summary(rows, decision)
+    drift = check_summary(gate, summary, measures, ctx, draft)
+
+    duplicates = write_duplicates(decision, captions, draft.dir / "duplicates.parquet")
+    alternatives = alternatives_of(rows, decision, captions) if rules.alternatives else None
+    write_parts(rows, decision, alternatives, draft.dir)
+    write_dropped(decision, captions, draft.dir / "dropped.parquet")
+    write_tokenizer(tokenizer, draft.dir / "tokenizer")
+    _write_reports(gate, summary, measures, drift, draft)
+    kept = {"alternatives": sum(map(len, alternatives))} if alternatives is not None else {}
+    counts = {"samples": len(scores), **{name: int(summary[name]) for name in ("rows", "train", "holdout")}}
+    return Outcome(
+        counts=counts,
+        dropped=decision.counts(),
+        evidence={
+            "expectations": len(gate.results),
+            "failed_expectations": sum(not r["success"] for r in gate.results),
+            "duplicates": duplicates | kept,
+            "takedown": blocklist.evidence(),
+        },
+        circumstance={"data_docs": str(gate.docs)},
+    )
+
+
+def check_ledgers(gate: Any, collections: Sequence[Artifact], scores: Any, ctx: Context) -> dict[int, str]:
+    """Hold every collection's ledger against its suites.
+
+    Returns:
+        Positions of samples whose row fails an expectation, with its words.
+
+    Raises:
+        DataError: an expectation failed that is not about single rows, or quarantine is off.
+    """
+    from components.data.expectations import ledger_suites
+
+    aside: dict[int, str] = {}
+    for source, collection in enumerate(collections):
+        ledger = pq.read_table(collection.path("ledger.parquet"))
+        name = f"collection {source}" if len(collections) > 1 else "collection"
+        least, quarantine = ctx.recipe.collect.min_collected, ctx.recipe.prepare.quarantine
+        suites, ledger_rows = ledger_suites(name, ledger, collection.manifest.config, least, quarantine)
+        failing = {int(ledger_rows[i]): words for suite in suites for i, words in gate.hold(suite).items()}
+        if failing:
+            mine = np.flatnonzero(scores.sources == source)
+            hit = mine[np.isin(scores.rows[mine], list(failing))]
+            aside |= {int(position): failing[int(scores.rows[position])] for position in hit}
+    gate.require()
+    return aside
+
+
+def make_rows(decision: Decision, captions: Captions, tokenizer_from: Artifact | None) -> tuple[Rows, dict[str, bytes]]:
+    """The rows that stay, with splits by cluster and tokens; and the files of their tokenizer."""
+    from components.data import tokenizing
+
+    rules, at = decision.rules, decision.kept
+    said, clusters = captions.of(at), decision.clusters(at)
+    splits = [split_of(cluster, rules.holdout) for cluster in clusters]
     if tokenizer_from is not None:
         tokenizer = tokenizing.copy_tokenizer(tokenizer_from, rules.max_tokens)
     else:
-        training = [c for c, split in zip(captions, decision.splits, strict=True) if split == "train"]
+        training = (caption for caption, split in zip(said, splits, strict=True) if split == "train")
         tokenizer = tokenizing.train_tokenizer(training, rules.vocabulary, rules.max_tokens)
-    tokens = tokenizing.encode(tokenizer, captions, rules.max_tokens)
-    table = _rows(scores, decision, tokens, rules)
+    return Rows(at, said, clusters, splits, tokenizing.encode(tokenizer, said, rules.max_tokens)), tokenizer
 
-    counts = {"samples": len(scores), "rows": table.num_rows}
-    counts |= {split: decision.splits.count(split) for split in ("train", "holdout")}
-    summary = {k: float(counts[k]) for k in ("rows", "train", "holdout")}
-    summary["dropped_share"] = round(len(decision.dropped) / len(scores), 6)
-    loading.join()
-    docs = ctx.home / "data_docs" / draft.identity[:12]
-    verdict = validation.validate(_metadata(table), summary, rules, docs)
-    validation.require(verdict)
 
-    _write_parts(table, draft)
-    _write_dropped(scores, decision, draft)
-    tokenizing.write_tokenizer(tokenizer, draft.dir / "tokenizer")
-    report = {"summary": summary, "expectations": verdict.results}
-    (draft.dir / "validation.json").write_text(
-        json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+def check_rows(gate: Any, decision: Decision, rows: Rows, ctx: Context) -> tuple[Rows, pd.DataFrame]:
+    """Hold the rows and their scores against their suites, and set aside what fails.
+
+    Returns:
+        The rows that are left, and their scores.
+    """
+    from components.data.buckets import bucket_sizes, step_of
+    from components.data.expectations import row_suites, score_table
+
+    rules = decision.rules
+    sizes = [f"{w}x{h}" for w, h in bucket_sizes(rules.image_size, rules.buckets, step_of(ctx.recipe))]
+    measures = score_table(decision.scores, rows.at, rules)
+    aside: dict[int, str] = {}
+    for suite in row_suites(row_table(decision, rows), measures, rules, sizes):
+        aside = {**gate.hold(suite), **aside}
+    if not aside:
+        return rows, measures
+    decision.quarantine({int(rows.at[i]): words for i, words in aside.items()})
+    left = np.ones(len(rows.at), dtype=np.bool_)
+    left[list(aside)] = False
+    return rows.only(left), measures[left]
+
+
+def row_table(decision: Decision, rows: Rows) -> pd.DataFrame:
+    """What the gate looks at: one line a row, of numbers and short words."""
+    scores = decision.scores
+    table = pd.DataFrame(
+        {
+            "id": scores.ids[rows.at],
+            "caption_characters": lengths(rows.captions),
+            "sha256_characters": lengths(scores.sha256.take(pa.array(rows.at))),
+            "tokens": pc.list_value_length(rows.tokens).to_numpy(zero_copy_only=False),
+            "bucket": scores.texts("bucket").take(pa.array(rows.at)).to_pandas(),
+            "split": rows.splits.to_pandas(),
+        }
     )
-    _clear_state(draft)
-    reasons = Counter(str(reason) for reason, _ in decision.dropped.values())
-    return Outcome(
-        counts=counts,
-        dropped=dict(sorted(reasons.items())),
-        evidence={"expectations": len(verdict.results), "failed_expectations": len(verdict.failed)},
-        circumstance={"data_docs": str(verdict.docs)},
-    )
+    _, cluster = np.unique(decision.firsts(rows.at), return_inverse=True)
+    held = np.bincount(cluster, weights=(table["split"] == "holdout").to_numpy())
+    mixed = (held > 0) & (held < np.bincount(cluster))
+    table["cluster_splits"] = 1 + mixed[cluster]
+    return table
 
 
-def decide(scores: Scores, rules: Prepare) -> _Decision:
-    """Which samples stay, their clusters and splits, and why the others go.
+def check_summary(
+    gate: Any, summary: dict[str, float], measures: pd.DataFrame, ctx: Context, draft: Draft
+) -> dict[str, Any] | None:
+    """Hold the dataset as a whole, and its scores against the dataset before, where the recipe asks.
+
+    Returns:
+        What was found of the drift, None where it was not asked or there is no dataset before.
 
     Raises:
-        DataError: none stays.
+        DataError: an expectation failed.
     """
-    dropped: dict[int, tuple[DropReason, str]] = {}
-    for i in range(len(scores)):
-        rejection = reject(scores.widths[i], scores.heights[i], scores.grey_stds[i], scores.captions[i], rules)
-        if rejection is not None:
-            dropped[i] = rejection
-    for keys, what in ((scores.sha256, "bytes"), (scores.pixel_sha256, "pixels")):
-        left = [i for i in range(len(scores)) if i not in dropped]
-        for i, first in zip(left, first_of_equal([str(keys[i]) for i in left]), strict=True):
-            if left[first] != i:
-                dropped[i] = (DropReason.DUPLICATE_EXACT, f"the same {what} as {scores.urls[left[first]]}")
-    left = [i for i in range(len(scores)) if i not in dropped]
-    at = np.array(left, dtype=np.int64)
-    # clusters are needed also where near-duplicates stay: they must not be torn apart by the split
-    firsts = near_clusters(
-        scores.phash[at], scores.phash_mirror[at], scores.thumbs(at), rules.phash_bits, rules.thumb_distance
-    )
-    kept, clusters = [], []
-    for i, first in zip(left, firsts, strict=True):
-        survivor = left[first]
-        if survivor != i and rules.near_duplicates:
-            dropped[i] = (DropReason.DUPLICATE_NEAR, f"nearly the same picture as {scores.urls[survivor]}")
-        else:
-            kept.append(i)
-            clusters.append(scores.ids[survivor])
-    if not kept:
-        reasons = Counter(str(reason) for reason, _ in dropped.values()).most_common(4)
-        raise DataError(
-            f"No sample is left: all {len(dropped)} were dropped ({', '.join(f'{n} {r}' for r, n in reasons)})",
-            expected="rows to train on",
-            remedy="correct the thresholds in the recipe's prepare section, or collect other pictures",
-        )
-    return _Decision(kept, clusters, [split_of(c, rules.holdout) for c in clusters], dropped)
+    from components.data.expectations import summary_suites
+    from components.data.profiles import drift
+
+    found: dict[str, Any] | None = None
+    rules: Prepare = ctx.recipe.prepare
+    if rules.max_score_drift > 0:
+        older = [d for d in ctx.store.list("dataset") if d.manifest.identity != draft.identity]
+        older = [d for d in older if "profile.json" in d.manifest.files]
+        if older:
+            before = json.loads(older[-1].path("profile.json").read_text())
+            found = {"before": older[-1].digest, "index": drift(before, measures)}
+    for suite in summary_suites(summary, rules, found["index"] if found else None):
+        gate.hold(suite)
+    gate.require()
+    return found
 
 
-def _rows(scores: Scores, decision: _Decision, tokens: list[list[int]], rules: Prepare) -> pa.Table:
-    kept, side = decision.kept, rules.image_size
-    columns = {
-        "id": [scores.ids[i] for i in kept],
-        "url": [scores.urls[i] for i in kept],
-        "caption": [scores.captions[i] for i in kept],
-        "tokens": tokens,
-        "pixels": scores.pixels(kept),
-        "height": [side] * len(kept),
-        "width": [side] * len(kept),
-        "bucket": [f"{side}x{side}"] * len(kept),
-        "cluster": decision.clusters,
-        "split": decision.splits,
-        "source": [scores.sources[i] for i in kept],
-    }
-    return pa.Table.from_pydict(columns, schema=SAMPLE_SCHEMA)
+def _summary(rows: Rows, decision: Decision) -> dict[str, float]:
+    split = {name: float(pc.sum(pc.equal(rows.splits, name)).as_py() or 0) for name in ("train", "holdout")}
+    dropped = 1 - len(rows.at) / len(decision.scores)
+    return {"rows": float(len(rows.at)), **split, "dropped_share": round(dropped, 6)}
 
 
-def _metadata(table: pa.Table) -> Any:
-    """What the gate looks at: one line a row, without the pixels themselves."""
-    import pyarrow.compute as pc
+def _write_reports(
+    gate: Any, summary: dict[str, float], measures: pd.DataFrame, drift: dict[str, Any] | None, draft: Draft
+) -> None:
+    from components.data.profiles import profile
 
-    frame = table.select(["id", "caption", "split", "cluster"]).to_pandas()
-    frame["tokens"] = pc.list_value_length(table["tokens"]).to_numpy()
-    frame["pixel_bytes"] = pc.binary_length(table["pixels"]).to_numpy()
-    frame["cluster_splits"] = frame.groupby("cluster")["split"].transform("nunique")
-    return frame
-
-
-def _write_parts(table: pa.Table, draft: Draft) -> None:
-    (draft.dir / "data").mkdir(exist_ok=True)
-    for number, start in enumerate(range(0, table.num_rows, PART_ROWS)):
-        pq.write_table(
-            table.slice(start, PART_ROWS),
-            draft.dir / "data" / f"part-{number:05d}.parquet",
-            row_group_size=_GROUP_ROWS,
-            compression="zstd",
-        )
+    # drift depends on what else the store holds: it is not part of what this dataset is
+    results = [result for result in gate.results if result["table"] != "drift"]
+    _write_json(draft.dir / "validation.json", {"summary": summary, "expectations": results})
+    _write_json(draft.dir / "profile.json", profile(measures))
+    circumstance = draft.dir / CIRCUMSTANCE
+    shutil.rmtree(circumstance, ignore_errors=True)
+    manual = shutil.ignore_patterns("*.gif", "*.otf", "iterative-dev-loop.png")  # of GX's own, megabytes
+    shutil.copytree(gate.docs.parent, circumstance / "data_docs", ignore=manual)
+    if drift:
+        _write_json(circumstance / "drift.json", drift)
 
 
-def _write_dropped(scores: Scores, decision: _Decision, draft: Draft) -> None:
-    rows = [
-        {"url": scores.urls[i], "caption": scores.captions[i], "reason": str(reason), "detail": detail}
-        for i, (reason, detail) in sorted(decision.dropped.items())
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), draft.dir / "dropped.parquet", compression="zstd")
-
-
-def _clear_state(draft: Draft) -> None:
-    """Remove the scores also from a remote store, where the draft's own folder is another one."""
-    import fsspec
-
-    fs, state = fsspec.core.url_to_fs(f"{draft.url}/_state")
-    if fs.exists(state):
-        fs.rm(state, recursive=True)
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,51 +1,124 @@
 """Latents encoded once: the moments of every picture, in a Ray Data job.
 
 The work is cut into pieces of the dataset's rows before anybody knows how many workers there are, each piece is
-computed in fp32 on one thread and becomes one file, so the bytes do not depend on the number of workers. Both
-moments are kept, not one frozen draw: every epoch samples anew.
-
-Rows: ``id``, ``split`` and, as little-endian fp16 ``channels x side x side``, ``mean`` and ``logvar``.
+computed in fp32 on one thread, in batches of one fixed shape, and becomes one file: the bytes do not depend on the
+number of workers, nor a row's on its neighbours. Both moments are kept, not one frozen draw: every epoch samples
+anew. Rows are ``LATENT_SCHEMA`` of :mod:`components.training.moments`; one whose key is known from an earlier
+encoding is taken from there.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.lib import ArrowInvalid
 
 from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
 from components.runtime.progress import Progress
 from components.runtime.storage import write_bytes
-from components.training.samples import parts, pictures_of
+from components.training.moments import DTYPE, LATENT_SCHEMA, checksum_of, damaged_row, key_of
+from components.training.samples import by_size, parts, pictures_at, sizes_of
 
-LATENT_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("mean", pa.binary()), ("logvar", pa.binary())])
 _BATCH = 64
+_COLUMNS = ["id", "split", "pixels", "height", "width"]
+Moments = tuple[bytes, bytes]
 
 
-def encode_table(model: Any, rows: Any, image_size: int) -> Any:
-    """The latents table of dataset rows (``id, split, pixels, height, width``), in their order."""
+@dataclass(frozen=True)
+class Job:
+    """What every piece is encoded with, and where its file goes."""
+
+    autoencoder: str  # model folder
+    digest: str  # of the autoencoder's artifact
+    target: str  # URL of the latents artifact
+    known: tuple[str, ...] = ()  # files of earlier encodings with the same autoencoder
+
+
+@dataclass
+class Spread:
+    """Count, mean and squared deviations of the latents' means, and the sum of their variances (Chan et al. 1979)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+    variances: float = 0.0
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Spread:
+        """Over the training rows of a latents table."""
+        total = cls()
+        for row in rows.filter(pc.equal(rows["split"], "train")).select(["mean", "logvar"]).to_pylist():
+            mean, logvar = (np.frombuffer(row[name], DTYPE).astype(np.float64) for name in ("mean", "logvar"))
+            centre = float(mean.mean())
+            total.add(cls(mean.size, centre, float(((mean - centre) ** 2).sum()), float(np.exp(logvar).sum())))
+        return total
+
+    def add(self, other: Spread) -> None:
+        """Take in the numbers of other rows."""
+        count = self.count + other.count
+        if other.count:
+            apart = other.mean - self.mean
+            self.squares += other.squares + apart**2 * self.count * other.count / count
+            self.mean += apart * other.count / count
+            self.count, self.variances = count, self.variances + other.variances
+
+    @property
+    def scaling(self) -> float:
+        """Factor that gives sampled latents unit variance (Rombach et al. 2022, sec. G), rounded to fp32."""
+        variance = (self.squares + self.variances) / self.count if self.count else 0.0
+        if not 0 < variance < np.inf:
+            raise ArtifactError(
+                f"The latents have variance {variance}",
+                expected="a positive number",
+                remedy="train the autoencoder longer",
+            )
+        return float(np.float32(variance**-0.5))
+
+
+def encode_table(model: Any, rows: pa.Table, keys: Sequence[bytes], known: dict[int, Moments]) -> pa.Table:
+    """The latents table of dataset rows (``id, split, pixels, height, width``), in their order.
+
+    Args:
+        keys: of the rows. known: moments that need not be computed, by the position of the row.
+    """
+    moments, sizes = dict(known), sizes_of(rows)
+    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    for size, at in by_size(sizes):
+        missing = np.array([i for i in at if int(i) not in known], np.int64)
+        for start in range(0, len(missing), _BATCH):
+            chosen = missing[start : start + _BATCH]
+            moments |= zip(chosen.tolist(), _encode(model, pictures_at(rows, chosen, size)), strict=True)
+    made = []
+    for i, (name, split) in enumerate(zip(rows["id"].to_pylist(), rows["split"].to_pylist(), strict=True)):
+        grid = {"height": int(sizes[i, 0]) // factor, "width": int(sizes[i, 1]) // factor}
+        row = {"id": name, "split": split, **grid, "key": keys[i], "mean": moments[i][0], "logvar": moments[i][1]}
+        made.append({**row, "checksum": checksum_of(row)})
+    return pa.Table.from_pylist(made, schema=LATENT_SCHEMA)
+
+
+def _encode(model: Any, pictures: Any) -> list[Moments]:
+    """Mean and log-variance of at most a batch of pictures of one size."""
     import torch
 
-    pictures = pictures_of(rows, image_size)
-    means, logvars = [], []
+    full = np.concatenate([pictures, np.zeros((_BATCH - len(pictures), *pictures.shape[1:]), np.uint8)])
     with torch.inference_mode():
-        for start in range(0, len(pictures), _BATCH):
-            batch = torch.from_numpy(pictures[start : start + _BATCH]).permute(0, 3, 1, 2)
-            moments = model.encoder(batch.to(next(model.parameters()).device).float().div(127.5).sub(1))
-            mean, logvar = moments.cpu().chunk(2, dim=1)
-            means += [m.tobytes() for m in mean.numpy().astype("<f2")]
-            logvars += [v.tobytes() for v in logvar.clamp(-30.0, 20.0).numpy().astype("<f2")]
-    moments = [pa.array(means, pa.binary()), pa.array(logvars, pa.binary())]
-    return pa.Table.from_arrays([rows["id"], rows["split"], *moments], schema=LATENT_SCHEMA)
+        batch = torch.from_numpy(full).permute(0, 3, 1, 2)
+        moments = model.encoder(batch.to(next(model.parameters()).device).float().div(127.5).sub(1))
+        mean, logvar = moments[: len(pictures)].cpu().chunk(2, dim=1)
+    means, logvars = mean.numpy().astype(DTYPE), logvar.clamp(-30.0, 20.0).numpy().astype(DTYPE)
+    return [(m.tobytes(), v.tobytes()) for m, v in zip(means, logvars, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -59,60 +132,92 @@ def _model(folder: str) -> Any:
     return load_autoencoder(Path(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def encode_piece(piece: dict[str, Any], autoencoder: str, image_size: int, target: str) -> dict[str, Any]:
-    """Encode one file of the dataset (``path``) into one file of the artifact (``name``); runs in a Ray worker."""
-    rows = pq.read_table(piece["path"], columns=["id", "split", "pixels", "height", "width"])
-    buffer = io.BytesIO()
-    pq.write_table(encode_table(_model(autoencoder), rows, image_size), buffer, compression="zstd")
-    write_bytes(f"{target}/data/{piece['name']}", buffer.getvalue())
-    return {"name": piece["name"], "rows": rows.num_rows}
+def encode_piece(piece: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Encode one file of the dataset (``path``) into one file of the artifact (``name``); runs in a Ray worker.
 
-
-def encode_dataset(dataset: Path, autoencoder: Path, target: str, folder: Path, image_size: int, run: Run) -> int:
-    """Encode every row of a dataset; files already whole in ``folder`` (local form of ``target``) are kept.
-
-    Returns:
-        The number of rows.
+    A file that a killed run left is kept if it is what would be written now, to the byte.
     """
-    pieces = [{"path": str(path), "name": path.name} for path in parts(dataset)]
-    counts = {p["name"]: pq.read_metadata(p["path"]).num_rows for p in pieces}
-    todo = [p for p in pieces if _rows(folder / "data" / p["name"]) != counts[p["name"]]]
-    done: int = sum(counts.values()) - sum(counts[p["name"]] for p in todo)
-    progress = Progress("encode", sum(counts.values()), "img", initial=done)
-    if todo:
-        with ray_session(run):
-            import ray
-
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
-            results = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-                encode_piece,
-                fn_kwargs={"autoencoder": str(autoencoder), "image_size": image_size, "target": target},
-                compute=ray.data.TaskPoolStrategy(size=run.workers),
-                num_cpus=run.threads_per_worker,
-                num_gpus=run.gpus_per_worker or None,
-            )
-            for result in results.iter_rows():
-                done += int(result["rows"])
-                progress.update(done)
-    progress.close()
-    return done
+    rows, target = pq.read_table(piece["path"], columns=_COLUMNS), f"{job.target}/data/{piece['name']}"
+    sizes = sizes_of(rows).tolist()
+    keys = [key_of(rows["pixels"][i].as_buffer(), h, w, job.digest) for i, (h, w) in enumerate(sizes)]
+    made, reused = _left(target, rows, keys), rows.num_rows
+    if made is None:
+        known = find_known(keys, job.known)
+        made, reused = encode_table(_model(job.autoencoder), rows, keys, known), len(known)
+        write_bytes(target, _bytes(made))
+    return {"name": piece["name"], "rows": rows.num_rows, "reused": reused, "spread": vars(Spread.of(made))}
 
 
-def _rows(path: Path) -> int | None:
-    """Rows of a whole parquet file, None for one that is missing or damaged."""
+def _bytes(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def _left(url: str, rows: pa.Table, keys: Sequence[bytes]) -> pa.Table | None:
+    """The table in a file that is whole and of these rows, else None."""
+    fs, path = fsspec.core.url_to_fs(url)
     try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, ArrowInvalid):
+        data = fs.cat_file(path)
+    except FileNotFoundError:
+        return None
+    table = _table(data)
+    if table is None or table["key"].to_pylist() != list(keys):
+        return None
+    same = all(table[name].to_pylist() == rows[name].to_pylist() for name in ("id", "split"))
+    return table if same and _bytes(table) == data else None
+
+
+def _table(data: bytes) -> pa.Table | None:
+    """A latents table from a file's bytes, None if they are damaged."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        table = table.cast(LATENT_SCHEMA) if table.schema.names == LATENT_SCHEMA.names else None
+        return table if table is not None and damaged_row(table) is None else None
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return None
 
 
-def scaling_of(mean: np.ndarray[Any, Any], logvar: np.ndarray[Any, Any]) -> float:
-    """Factor that gives sampled latents unit variance (Rombach et al. 2022, sec. G), rounded to fp32."""
-    variance = float(mean.astype(np.float64).var() + np.exp(logvar.astype(np.float64)).mean())
-    if not 0 < variance < np.inf:
-        raise ArtifactError(
-            f"The latents have variance {variance}",
-            expected="a positive number",
-            remedy="train the autoencoder longer",
+def find_known(keys: Sequence[bytes], files: Sequence[str]) -> dict[int, Moments]:
+    """Moments of earlier encodings, by the position of their key; rows with a wrong checksum are not taken."""
+    found: dict[int, Moments] = {}
+    wanted = pa.array(keys, pa.binary(32))
+    for file in files:
+        places = pc.index_in(wanted, value_set=pq.read_table(file, columns=["key"])["key"].combine_chunks())
+        hits = [i for i, place in enumerate(places.to_pylist()) if place is not None and i not in found]
+        if hits:
+            for i, row in zip(hits, pq.read_table(file).take(places.take(hits)).to_pylist(), strict=True):
+                if row["checksum"] == checksum_of(row):
+                    found[i] = row["mean"], row["logvar"]
+    return found
+
+
+def encode_dataset(dataset: Path, job: Job, run: Run) -> tuple[int, int, Spread]:
+    """Encode every row of a dataset; whole files of a killed run are kept.
+
+    Returns:
+        The number of rows, how many of them were known before, and the spread of the training rows.
+    """
+    pieces = [{"path": str(path), "name": path.name} for path in parts(dataset)]
+    total = sum(pq.read_metadata(piece["path"]).num_rows for piece in pieces)
+    progress, done, results = Progress("encode", total, "img"), 0, list[dict[str, Any]]()
+    with ray_session(run):
+        import ray
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        encoded = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
+            encode_piece,
+            fn_kwargs={"job": job},
+            compute=ray.data.TaskPoolStrategy(size=run.workers),
+            num_cpus=run.threads_per_worker,
+            num_gpus=run.gpus_per_worker or None,
         )
-    return float(np.float32(variance**-0.5))
+        for result in encoded.iter_rows():
+            results.append(result)
+            done += int(result["rows"])
+            progress.update(done)
+    progress.close()
+    spread = Spread()
+    for result in sorted(results, key=lambda r: str(r["name"])):  # sums in one order, whoever was first
+        spread.add(Spread(**result["spread"]))
+    return done, sum(int(r["reused"]) for r in results), spread

@@ -36,8 +36,8 @@ class Task(Protocol):
         """The module, fresh or with the weights it starts from; ``forward(**batch)`` returns loss and scalars."""
         ...
 
-    def open(self, module: nn.Module, device: torch.device) -> int:
-        """Make the samples ready and return how many there are."""
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
+        """Make the samples ready and return how many there are, by bucket; a batch is of one bucket."""
         ...
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:

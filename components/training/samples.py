@@ -1,17 +1,49 @@
-"""Reading a dataset or latents artifact into memory, rows in the artifact's order."""
+"""Reading a dataset or latents artifact into memory.
+
+Pictures of one size make a bucket. Samples are numbered bucket after bucket (the smallest size first), within a
+bucket in the artifact's order; in a dataset of one size that is the artifact's order.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from components.contracts.errors import TrainingError
+from components.contracts.errors import ArtifactError
 from components.models.text_encoder import pad_tokens
+from components.training.moments import LATENT_SCHEMA, damaged_row
+
+Size = tuple[int, int]  # height, width
+Block = TypeVar("Block", npt.NDArray[np.uint8], Tensor)
+
+
+class Buckets(Generic[Block]):
+    """Rows of one array a bucket, asked for by the number of the sample."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks: list[Block] = list(blocks)
+        self.sizes = [len(block) for block in self.blocks]
+        self._ends = np.cumsum(self.sizes)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> Block:
+        """The rows of these samples, which must be of one bucket."""
+        bucket = int(np.searchsorted(self._ends, indices[0], "right"))
+        first = int(self._ends[bucket]) - self.sizes[bucket]
+        assert indices.min() >= first and indices.max() < self._ends[bucket], "a batch holds one bucket only"
+        return self.blocks[bucket][indices - first]
+
+    def shape(self, indices: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        """The shape of one of these samples' rows."""
+        return tuple(self.blocks[int(np.searchsorted(self._ends, indices[0], "right"))].shape[1:])
 
 
 def parts(artifact: Path) -> list[Path]:
@@ -29,43 +61,79 @@ def table(artifact: Path, columns: list[str], split: str | None = "train") -> An
     return found if split is None else found.filter(pa.compute.equal(found["split"], split))
 
 
-def pictures_of(rows: Any, image_size: int) -> npt.NDArray[np.uint8]:
-    """Pixels uint8 ``[N, image_size, image_size, 3]`` of a table with ``pixels``, ``height`` and ``width``.
+def sizes_of(rows: Any) -> npt.NDArray[np.int64]:
+    """Height and width of every row: int64 ``[N, 2]``."""
+    return np.stack([rows[name].to_numpy().astype(np.int64) for name in ("height", "width")], axis=1)
+
+
+def by_size(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[Size, npt.NDArray[np.int64]]]:
+    """Every size, the smallest first, with the positions of its rows, in order."""
+    for height, width in np.unique(sizes, axis=0):
+        yield (int(height), int(width)), np.flatnonzero((sizes == (height, width)).all(axis=1))
+
+
+def pictures_at(rows: Any, at: npt.NDArray[np.int64], size: Size) -> npt.NDArray[np.uint8]:
+    """Pixels uint8 ``[len(at), height, width, 3]`` of these rows of a table with ``pixels``.
 
     Raises:
-        TrainingError: a picture has another size.
+        ArtifactError: the pixels of a row are not as many as its size says.
     """
-    sizes = {(int(h), int(w)) for h, w in zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)}
-    if sizes - {(image_size, image_size)}:
-        raise TrainingError(
-            f"The dataset holds pictures of {', '.join(f'{w}x{h}' for h, w in sorted(sizes))} pixels",
-            expected=f"{image_size}x{image_size} only",
-            remedy="prepare the dataset again with this recipe's prepare.image_size",
-        )
-    out = np.empty((rows.num_rows, image_size, image_size, 3), np.uint8)
-    for i, pixels in enumerate(rows["pixels"]):
-        out[i] = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(image_size, image_size, 3)
+    out = np.empty((len(at), *size, 3), np.uint8)
+    column = rows["pixels"]
+    for i, row in enumerate(at):
+        pixels = column[int(row)].as_buffer()
+        if pixels is None or pixels.size != out[i].size:
+            raise ArtifactError(
+                f"A picture of the dataset has {pixels.size if pixels else 0} bytes",
+                expected=f"{out[i].size} for {size[1]}x{size[0]} pixels",
+                remedy="prepare the dataset again",
+            )
+        out[i] = np.frombuffer(pixels, np.uint8).reshape(*size, 3)
     return out
 
 
-def load_pictures(dataset: Path, image_size: int) -> npt.NDArray[np.uint8]:
-    """The training pictures of a dataset; see :func:`pictures_of`."""
-    return pictures_of(table(dataset, ["pixels", "height", "width"]), image_size)
+def load_pictures(dataset: Path) -> Buckets[npt.NDArray[np.uint8]]:
+    """The training pictures of a dataset, uint8 ``[n, height, width, 3]`` a bucket."""
+    rows = table(dataset, ["pixels", "height", "width"])
+    return Buckets([pictures_at(rows, at, size) for size, at in by_size(sizes_of(rows))])
+
+
+def load_ids(artifact: Path) -> list[str]:
+    """Ids of the training samples of a dataset or of latents."""
+    rows = table(artifact, ["id", "height", "width"])
+    ids = rows["id"].to_pylist()
+    return [ids[i] for _, at in by_size(sizes_of(rows)) for i in at]
 
 
 def load_captions(dataset: Path, tokenizer: Any) -> Tensor:
-    """Padded token ids int64 ``[N, model_max_length]`` of the training rows."""
-    rows = table(dataset, ["tokens"])["tokens"].to_pylist()
-    return torch.as_tensor(pad_tokens(rows, tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.eos_token_id))
+    """Padded token ids int64 ``[N, model_max_length]`` of the training samples."""
+    rows = table(dataset, ["tokens", "height", "width"])
+    tokens = rows["tokens"].to_pylist()
+    tokens = [tokens[i] for _, at in by_size(sizes_of(rows)) for i in at]
+    return torch.as_tensor(
+        pad_tokens(tokens, tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    )
 
 
-def load_latents(latents: Path, channels: int, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, fp32 ``[N, channels, size, size]``, of the training rows."""
-    rows = table(latents, ["mean", "logvar"])
-    shape = (rows.num_rows, channels, size, size)
+def load_latents(latents: Path, channels: int) -> tuple[Buckets[Tensor], Buckets[Tensor]]:
+    """Mean and log-variance, fp32 ``[n, channels, height, width]`` a bucket, of the training samples.
 
-    def grid(column: str) -> Tensor:
-        flat = np.frombuffer(b"".join(value.as_py() for value in rows[column]), np.float16)
-        return torch.from_numpy(flat.reshape(shape).astype(np.float32))
+    Raises:
+        ArtifactError: a row does not match its checksum.
+    """
+    rows = table(latents, [*LATENT_SCHEMA.names])
+    if (bad := damaged_row(rows)) is not None:
+        raise ArtifactError(
+            f"The latents of {rows['id'][bad].as_py()} do not match their checksum",
+            expected="the moments that the encode step wrote",
+            remedy="run the same command again; damaged parts are encoded anew",
+        )
 
-    return grid("mean"), grid("logvar")
+    def grids(column: str) -> Buckets[Tensor]:
+        blocks = []
+        for size, at in by_size(sizes_of(rows)):
+            flat = np.frombuffer(b"".join(value.as_py() for value in rows[column].take(at)), np.float16)
+            blocks.append(torch.from_numpy(flat.reshape(len(at), channels, *size).astype(np.float32)))
+        return Buckets(blocks)
+
+    return grids("mean"), grids("logvar")

@@ -17,6 +17,7 @@ from components.contracts.errors import TrainingError
 from components.contracts.recipe import Autoencoder, Denoiser, TextEncoder
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
+from components.training.latents import require_multiple, side_of
 from components.training.shell import run_training
 
 _TEXT, _AUTOENCODER, _DENOISER = 11, 12, 13  # added to the recipe's seed: every training has its own
@@ -54,7 +55,7 @@ def train_text_encoder(
     def build(draft: Draft) -> Outcome:
         from components.training.tasks import TextEncoderTask
 
-        task = TextEncoderTask(section, dataset.local(), _side(dataset), _model_of(start), name=_words(kind))
+        task = TextEncoderTask(section, dataset.local(), side_of(dataset), _model_of(start), name=_words(kind))
         outcome = _train(ctx, draft, task, _plan(ctx, section, seen, _TEXT + seed_offset), dataset)
         shutil.copytree(dataset.local() / "tokenizer", draft.dir / "tokenizer", dirs_exist_ok=True)
         return outcome
@@ -77,34 +78,12 @@ def train_autoencoder(ctx: Context, dataset: Artifact, start: Artifact | None = 
     def build(draft: Draft) -> Outcome:
         from components.training.tasks import AutoencoderTask
 
-        task = AutoencoderTask(section, dataset.local(), _side(dataset), _model_of(start))
+        require_multiple(dataset, 2 ** (len(section.channels) - 1), "autoencoder")
+        task = AutoencoderTask(section, dataset.local(), side_of(dataset), _model_of(start))
         return _train(ctx, draft, task, _plan(ctx, section, seen, _AUTOENCODER), dataset)
 
     chosen = _identity(ctx, section, seen, _AUTOENCODER)
     return run_stage(ctx, "autoencoder", _inputs(start, dataset=dataset), chosen, build)
-
-
-def encode_latents(ctx: Context, dataset: Artifact, autoencoder: Artifact) -> Artifact:
-    """The moments of every picture of the dataset under the autoencoder: ``data/*.parquet``, ``latents.json``.
-
-    ``latents.json`` holds ``channels`` and ``size`` of the grid and ``scaling``, the factor to unit variance.
-    """
-
-    def build(draft: Draft) -> Outcome:
-        from components.training.encoding import encode_dataset, scaling_of
-        from components.training.samples import load_latents
-
-        model, side = autoencoder.local() / "model", _side(dataset)
-        rows = encode_dataset(dataset.local(), model, draft.url, draft.dir, side, ctx.recipe.run)
-        shape = json.loads((model / "config.json").read_text())
-        channels, size = shape["latent_channels"], side // 2 ** (len(shape["block_out_channels"]) - 1)
-        mean, logvar = load_latents(draft.dir, channels, size)
-        facts = {"channels": channels, "size": size, "scaling": scaling_of(mean.numpy(), logvar.numpy())}
-        write_bytes(f"{draft.url}/latents.json", json.dumps(facts, sort_keys=True).encode())
-        return Outcome(counts={"rows": rows, "train_rows": len(mean)}, evidence=facts)
-
-    inputs = {"dataset": dataset, "autoencoder": autoencoder}
-    return run_stage(ctx, "latents", inputs, {"moments": "fp16", "pieces": "of the dataset"}, build)
 
 
 def train_denoiser(
@@ -128,6 +107,8 @@ def train_denoiser(
         from components.training.tasks import DenoiserTask
 
         facts = json.loads(latents.path("latents.json").read_text())
+        factor = side_of(dataset) // facts["size"]
+        require_multiple(dataset, factor * 2 ** (len(section.channels) - 1), "denoiser")
         task = DenoiserTask(
             section, dataset.local(), latents.local(), text_encoder.local() / "model",
             text_encoder.local() / "tokenizer", facts["scaling"], facts["channels"], facts["size"], _model_of(start),
@@ -262,21 +243,6 @@ def _model_of(start: Artifact | None) -> Path | None:
 
 def _words(kind: str) -> str:
     return kind.replace("_", " ")
-
-
-def _side(dataset: Artifact) -> int:
-    """Side of the dataset's square pictures, in pixels, from its first row."""
-    import pyarrow.parquet as pq
-
-    from components.training.samples import parts
-
-    for path in parts(dataset.local()):
-        heights = pq.read_table(path, columns=["height"])["height"]
-        if len(heights):
-            return int(heights[0].as_py())
-    raise TrainingError(
-        f"{dataset.short} holds no pictures", expected="rows to train on", remedy="look at the dataset's dropped counts"
-    )
 
 
 def _same_tokenizer(dataset: Artifact, start: Artifact | None) -> None:

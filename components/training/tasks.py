@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Autoencoder, Denoiser, TextEncoder
 from components.models import autoencoder as autoencoders
 from components.models import denoiser as denoisers
 from components.models import text_encoder as encoders
 from components.training import objective
-from components.training.samples import load_captions, load_latents, load_pictures
+from components.training.samples import load_captions, load_ids, load_latents, load_pictures
 
 _STATES_LIMIT = 1 << 29  # bytes of text states that are worth keeping in memory
 
@@ -24,6 +25,13 @@ _STATES_LIMIT = 1 << 29  # bytes of text states that are worth keeping in memory
 def _pixels(pictures: np.ndarray[Any, Any]) -> Tensor:
     """uint8 ``[N, H, W, 3]`` to float ``[N, 3, H, W]`` in -1..1."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _square(pixels: Tensor, side: int) -> Tensor:
+    """Pictures of another shape squeezed into ``side`` x ``side``, as the judge's extractor looks at them."""
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp_(-1, 1)
 
 
 class _Gather(torch.autograd.Function):
@@ -87,17 +95,18 @@ class TextEncoderTask:
         tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
         return Contrast(encoders.make_clip(self.config, tokenizer, self.image_size))
 
-    def open(self, module: nn.Module, device: torch.device) -> int:
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
         tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
         ids = load_captions(self.dataset, tokenizer)
         # attention is causal and reads up to the end token (which may also pad): the rest need not be computed
         longest = min(int((ids != tokenizer.pad_token_id).sum(1).max()) + 1, ids.shape[1])
-        self._data = load_pictures(self.dataset, self.image_size), ids[:, :longest].contiguous()
-        return len(ids)
+        self._data = load_pictures(self.dataset), ids[:, :longest].contiguous()
+        return list(self._data[0].sizes)
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
         pictures, ids = self._data
-        return {"pixels": _pixels(pictures[indices[mine]]), "ids": ids[indices[mine]]}
+        pixels = _square(_pixels(pictures.take(indices[mine])), self.image_size)
+        return {"pixels": pixels, "ids": ids[indices[mine]]}
 
 
 class Rebuild(nn.Module):
@@ -136,14 +145,15 @@ class AutoencoderTask:
             return Rebuild(autoencoders.load_autoencoder(self.start), self.config.kl_weight)
         return Rebuild(autoencoders.make_autoencoder(self.config, self.image_size), self.config.kl_weight)
 
-    def open(self, module: nn.Module, device: torch.device) -> int:
-        self._data = load_pictures(self.dataset, self.image_size)
-        return len(self._data)
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
+        self._data = load_pictures(self.dataset)
+        return list(self._data.sizes)
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
-        side = self.image_size // autoencoders.factor_of(self.config)
-        noise = torch.randn(len(indices), self.config.latent_channels, side, side, generator=draws)
-        return {"pixels": _pixels(self._data[indices[mine]]), "noise": noise[mine]}
+        factor = autoencoders.factor_of(self.config)
+        grid = (side // factor for side in self._data.shape(indices)[:2])
+        noise = torch.randn(len(indices), self.config.latent_channels, *grid, generator=draws)
+        return {"pixels": _pixels(self._data.take(indices[mine])), "noise": noise[mine]}
 
 
 class Flow(nn.Module):
@@ -186,10 +196,16 @@ class DenoiserTask:
         width = encoders.load_clip(self.clip).config.text_config.hidden_size
         return Flow(denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width))
 
-    def open(self, module: nn.Module, device: torch.device) -> int:
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
         tokenizer = encoders.load_tokenizer(self.tokenizer)
         ids = load_captions(self.dataset, tokenizer)
-        mean, logvar = load_latents(self.latents, self.latent_channels, self.latent_size)
+        mean, logvar = load_latents(self.latents, self.latent_channels)
+        if load_ids(self.dataset) != load_ids(self.latents):
+            raise ArtifactError(
+                "The latents are not of this dataset's rows",
+                expected="the same ids in the same order",
+                remedy="delete the latents artifact and run the same command again; it is made anew",
+            )
         tower = encoders.text_tower(encoders.load_clip(self.clip)).to(device)
         empty = encoders.text_states(tower, _empty_prompt(tokenizer).to(device))[0].cpu()
         width = empty.shape[-1]
@@ -198,16 +214,16 @@ class DenoiserTask:
             pieces: list[Tensor] = list(torch.split(ids, 1024))
             states = torch.cat([encoders.text_states(tower, piece.to(device)).cpu().half() for piece in pieces])
         self._data = mean, logvar, ids, states, empty, tower, device
-        return len(ids)
+        return list(mean.sizes)
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
         mean, logvar, ids, states, empty, tower, device = self._data
-        count, shape = len(indices), (len(indices), *mean.shape[1:])
+        count, shape = len(indices), (len(indices), *mean.shape(indices))
         times = objective.logit_normal_times(count, self.config.time_mean, self.config.time_std, draws)
         noise, jitter = torch.randn(shape, generator=draws), torch.randn(shape, generator=draws)
         dropped = torch.rand(count, generator=draws) < self.config.caption_dropout
         chosen = torch.from_numpy(indices[mine])
-        sampled = objective.sample_gaussian(mean[chosen], logvar[chosen], jitter[mine])
+        sampled = objective.sample_gaussian(mean.take(indices[mine]), logvar.take(indices[mine]), jitter[mine])
         text = encoders.text_states(tower, ids[chosen].to(device)) if states is None else states[chosen].float()
         text = torch.where(dropped[mine].view(-1, 1, 1).to(text.device), empty.to(text.device), text)
         return {"data": sampled * self.scaling, "noise": noise[mine], "times": times[mine], "states": text}

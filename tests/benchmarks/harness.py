@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"
 Better = str  # ">=" : the ratio ours / rival must reach the target; "<=" : it must not pass it
@@ -79,7 +81,8 @@ def limit(
     ours = statistics.median(values)
     holds = ours >= target if better == ">=" else ours <= target
     interval = (min(values), max(values)) if len(values) > 1 else None
-    return Row(figure, unit, ours, limit_name, target, None, f"{better} {target:g} {unit}", holds, interval, len(values), note)
+    said = f"{better} {target:g} {unit}"
+    return Row(figure, unit, ours, limit_name, target, None, said, holds, interval, len(values), note)
 
 
 def write(name: str, title: str, rows: Sequence[Row], packages: Sequence[str]) -> Path:
@@ -89,7 +92,7 @@ def write(name: str, title: str, rows: Sequence[Row], packages: Sequence[str]) -
         packages: names of the distributions whose versions the file states.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
-    about = {
+    about: dict[str, Any] = {
         "name": name,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "command": f"make bench-{name}",
@@ -98,40 +101,36 @@ def write(name: str, title: str, rows: Sequence[Row], packages: Sequence[str]) -
     }
     text = json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    table = _markdown(title, about, rows)
-    (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
-    sys.stdout.write(table)
+    versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
+    head = f"# {title}\n\n{about['date']}, `{about['command']}`, {about['machine']}.\n{versions}.\n\n"
+    (RESULTS / f"{name}.md").write_text(head + table(rows), encoding="utf-8")
+    sys.stdout.write(head + table(rows))
     return RESULTS / f"{name}.json"
 
 
-def _markdown(title: str, about: dict[str, object], rows: Sequence[Row]) -> str:
-    lines = [f"# {title}", "", f"{about['date']}, `{about['command']}`, {about['machine']}.", ""]
-    lines += ["| what | ours | rival | figure of the rival | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, notes below it. In brackets: lowest and highest of the runs."""
+    lines = ["| what | ours | rival | figure of the rival | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         holds = {True: "yes", False: "**no**", None: "not run"}[row.holds]
+        span = f" ({_short(row.interval[0])}–{_short(row.interval[1])})" if row.interval else ""
+        ours = f"{_short(row.ours)} {row.unit}{span if row.ratio is None else ''}"
         rival = "–" if row.rival is None else f"{_short(row.rival)} {row.unit}"
-        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
-        if row.ratio is not None and row.interval:
-            ratio += f" ({row.interval[0]:.2f}–{row.interval[1]:.2f})"
-        lines.append(
-            f"| {row.figure} | {_short(row.ours)} {row.unit} | {row.rival_name} | {rival} | {ratio} | {row.target} | {holds} |"
-        )
+        ratio = "–" if row.ratio is None else f"{_short(row.ratio)}{span}"
+        lines.append(f"| {row.figure} | {ours} | {row.rival_name} | {rival} | {ratio} | {row.target} | {holds} |")
     notes = [f"- {row.figure}: {row.note}" for row in rows if row.note]
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _machine() -> str:
-    import os
-
-    model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    ) if Path("/proc/cpuinfo").exists() else platform.processor()  # fmt: skip
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.processor()}"
 
 
 def _version(package: str) -> str:

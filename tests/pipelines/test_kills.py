@@ -19,7 +19,8 @@ from components.runtime.storage import Artifact, Store
 
 MIDDLE = {  # label of the stage: what in its draft shows that it is in the middle of its work
     "collect": ("collection", "shards/*.parquet"),
-    "prepare": ("dataset", "_state/*"),
+    "score": ("scores", "scores/*.parquet"),
+    "prepare": ("dataset", "duplicates.parquet"),
     "autoencoder": ("autoencoder", "_state/curve.jsonl"),
     "denoiser": ("denoiser", "_state/curve.jsonl"),
     "assess": ("assessment", "_state/*"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from components.data.preparing import prepare, split_of
 from components.data.shards import read_tar
 from components.data.site import Site
 from components.data.site_world import NO_FAULTS, WorldSite, build_world_site
+from components.data.wording import clean_caption
 from components.data.world import WorldSpec
 from components.runtime.cluster import ray_session
 from components.runtime.stage import Context
@@ -142,20 +144,40 @@ def test_the_number_of_workers_changes_no_byte(
     assert not site.requests()
 
 
-def test_the_dataset_is_the_truth(dataset: Artifact, world: WorldSite, site: Site) -> None:
+def survivors(collection: Artifact, truth: list[dict[str, Any]]) -> dict[str, str]:
+    """By URL of every original and copy: the URL that must stay. Resolution, then quality, then the smallest id."""
+    ledger = {row["url"]: row for row in pq.read_table(collection.path("ledger.parquet")).to_pylist()}
+    groups: dict[str, list[str]] = {}
+    for known in truth:
+        if known["outcome"] == "kept" or (known["reason"] or "").startswith("duplicate"):
+            groups.setdefault(known["original_url"] or known["url"], []).append(known["url"])
+
+    def rank(url: str) -> tuple[int, int, str]:
+        row = ledger[url]
+        name = hashlib.sha256(f"{row['sha256']}{clean_caption(row['caption'])}".encode()).hexdigest()
+        return -row["width"] * row["height"], -row["quality"], name
+
+    return {url: min(urls, key=rank) for urls in groups.values() for url in urls}
+
+
+def test_the_dataset_is_the_truth(dataset: Artifact, collection: Artifact, world: WorldSite, site: Site) -> None:
     truth = world.truth(site.base_url)
     rows = pq.read_table(dataset.path("data/part-00000.parquet"))
     dropped = pq.read_table(dataset.path("dropped.parquet"))
     assert rows.schema.equals(SAMPLE_SCHEMA) and dropped.schema.equals(DROPPED_SCHEMA)
-    assert rows["url"].to_pylist() == [t["url"] for t in truth if t["outcome"] == "kept"]
-    expected = Counter((t["url"], t["reason"]) for t in truth if t["outcome"] == "prepare_dropped")
+    stays = survivors(collection, truth)
+    assert rows["url"].to_pylist() == [t["url"] for t in truth if stays.get(t["url"]) == t["url"]]
+    # of an original and its copy one goes, for the reason that is known of the copy
+    reasons = {t["original_url"]: t["reason"] for t in truth if t["original_url"]}
+    reasons |= {t["url"]: t["reason"] for t in truth if t["outcome"] == "prepare_dropped"}
+    gone = [t["url"] for t in truth if t["outcome"] in ("kept", "prepare_dropped") and stays.get(t["url"]) != t["url"]]
+    expected = Counter((url, reasons[url]) for url in gone)
     assert Counter(zip(dropped["url"].to_pylist(), dropped["reason"].to_pylist(), strict=True)) == expected
-    assert dataset.manifest.dropped == Counter(reason for _, reason in expected.elements())
+    assert dataset.manifest.dropped == Counter(t["reason"] for t in truth if t["outcome"] == "prepare_dropped")
     assert dataset.manifest.counts["rows"] == rows.num_rows == PICTURES
-    original = {t["url"]: t["original_url"] for t in truth}
     for row in dropped.to_pylist():
         if row["reason"].startswith("duplicate"):
-            assert row["detail"].endswith(original[row["url"]])
+            assert row["detail"].endswith(f" {stays[row['url']]}")
 
 
 def test_rows_are_well_formed(dataset: Artifact) -> None:
@@ -186,7 +208,8 @@ def test_pixels_show_what_the_caption_says(dataset: Artifact) -> None:
 
 
 def test_the_page_about_a_dataset_stands_alone(dataset: Artifact, collection: Artifact, tmp_path: Path) -> None:
-    page = inspect_dataset(dataset, [collection], tmp_path / "page.html").read_text()
+    scores = Context.of(context(Path(dataset.url).parents[3]).recipe).store.list("scores")[:1]
+    page = inspect_dataset(dataset, [collection], scores, tmp_path / "page.html").read_text()
     steps = funnel(dataset, [collection])
     counts = collection.manifest.counts
     assert [s.left for s in steps] == [counts["urls"], counts["success"], PICTURES]
@@ -207,10 +230,13 @@ def test_a_later_collection_leaves_splits_and_tokenizer_as_they_were(
     second = collect(context(home), urls_of(rows), (f"127.0.0.1:{site.port}",))
     both = prepare(context(home), [collection, second], tokenizer_from=dataset)
     before, after = (pq.read_table(d.path("data/part-00000.parquet")).to_pylist() for d in (dataset, both))
-    old, new = ({r["id"]: (r["split"], r["cluster"]) for r in rows} for rows in (before, after))
-    assert old.items() <= new.items() and len(new) > len(old)
+    old, new = ({r["cluster"]: r["split"] for r in rows} for rows in (before, after))
+    assert old.items() <= new.items() and len(new) == len(after) == len(old) + 60
+    again = {r["cluster"] for r in repeated}  # of equal copies the smaller id stays, old or new
+    assert all(r in after for r in before if r["cluster"] not in again)
     assert both.manifest.dropped["duplicate_exact"] == dataset.manifest.dropped["duplicate_exact"] + 30
-    assert "seen before" not in {r["caption"] for r in after}
+    for row in after:
+        assert (row["caption"] == "seen before") == (row["cluster"] in again and row["source"] == 1)
     for name in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         assert both.path(name).read_bytes() == dataset.path(name).read_bytes()
 
@@ -220,7 +246,13 @@ def test_the_gate_stops_with_a_readable_message_and_leaves_its_pages(collection:
     with pytest.raises(DataError) as error:
         prepare(strict, [collection])
     text = str(error.value)
-    assert "2 of 11 expectations" in text and "train" in text and "dropped_share" in text and "\n" not in text
+    assert (
+        "2 of " in text
+        and " expectations: " in text
+        and "train" in text
+        and "dropped_share" in text
+        and "\n" not in text
+    )
     assert list((strict.home / "data_docs").rglob("index.html"))
     assert strict.store.list("dataset") == []
     collection.verify()
@@ -348,14 +380,16 @@ def test_killed_in_the_middle_of_either_stage_the_same_command_finishes_the_work
     done = files("collection/*/shards/*.parquet")
     assert 2 <= len(done) < shards and not files("collection/*/manifest.json")
     site.reset()
-    Command([*arguments, "both"], log).kill_when(lambda: len(files("dataset/*/_state/scores/*.parquet")) >= 1)
+    Command([*arguments, "both"], log).kill_when(lambda: len(files("scores/*/scores/*.parquet")) >= 1)
     asked = site.requests()
     kept = {url for path in done for url in pq.read_table(path)["url"].to_pylist() if site.base_url in url}
     again = [url for url in kept if asked.get(url.removeprefix(site.base_url))]
     assert not again, "finished shards were fetched again"
-    assert files("collection/*/manifest.json") and not files("dataset/*/manifest.json")
+    assert files("collection/*/manifest.json") and not files("scores/*/manifest.json")
+    scored = {path: path.stat().st_mtime_ns for path in files("scores/*/scores/*.parquet")}
     last = Command([*arguments, "both"], log).process
     out, _ = last.communicate(timeout=180)
     assert last.returncode == 0, log.read_text()[-3000:]
     assert out.split() == [collection.digest, dataset.digest]
     assert not files("*/*/_state") and not files("**/.tmp-*")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in scored.items()), "finished shards were scored again"

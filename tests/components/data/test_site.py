@@ -107,7 +107,7 @@ def test_originals_stay_apart_copies_stay_near_and_pictures_stay_readable(kinds:
     site = build_world_site(WorldSpec(kinds=kinds), 600, seed=11, size=size)  # type: ignore[arg-type]
     rows = [row for row in site.rows if row.outcome != "collect_failed" and row.reason != "duplicate_exact"]
     pictures = [picture(final(site, row.target).body) for row in rows]
-    scores = [hashing.score(image, 32) for image in pictures]
+    scores = [hashing.measure(image, (32, 32)) for image in pictures]
     thumbs = np.stack([np.frombuffer(s.thumb, np.uint8).reshape(16, 16, 3) for s in scores])
     hashes = [np.array([getattr(s, name) for s in scores], dtype=np.uint64) for name in ("phash", "phash_mirror")]
     where = {row.target: i for i, row in enumerate(rows)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,16 +21,30 @@ CAPTIONS = [text for scene in list(all_singles(WorldSpec()))[::5] for text in ph
 FILES = train_tokenizer(CAPTIONS, 400, 32)
 
 
+def ids_of(*captions: str) -> list[list[int]]:
+    found: list[list[int]] = encode(FILES, captions, 32).to_pylist()
+    return found
+
+
 def test_order_and_repetition_of_the_work_change_no_byte() -> None:
     shuffled = random.Random(1).sample(CAPTIONS, len(CAPTIONS))
     assert train_tokenizer(shuffled, 400, 32) == FILES
 
 
 def test_tokens_have_begin_and_end_and_fit() -> None:
-    rows = encode(FILES, ["a large red star in the centre on a white background", "", "zebra " * 99], 32)
+    rows = ids_of("a large red star in the centre on a white background", "", "zebra " * 99)
     assert all(r[0] == 0 and r[-1] == 1 and 0 not in r[1:] and 1 not in r[:-1] for r in rows)
     assert [len(r) for r in rows[1:]] == [2, 32] and len(rows[0]) <= 14
-    assert encode(FILES, ["A  Large\tRED star "], 32) == encode(FILES, ["a large red star"], 32)
+    assert ids_of("A  Large\tRED star ") == ids_of("a large red star")
+    assert encode(FILES, [], 32).to_pylist() == []
+
+
+def test_many_captions_are_encoded_in_pieces_of_one_result() -> None:
+    many = (CAPTIONS * (25_000 // len(CAPTIONS) + 1))[:25_000]  # more than two pieces
+    rows = encode(FILES, many, 32)
+    assert rows.type == pa.list_(pa.int32()) and len(rows) == 25_000
+    for at in (0, 9_999, 10_000, 19_999, 20_000, 24_999):
+        assert [rows[at].as_py()] == ids_of(many[at])
 
 
 def test_transformers_opens_the_folder_and_pads_as_a_pipeline_does(tmp_path: Path) -> None:
@@ -43,11 +58,11 @@ def test_transformers_opens_the_folder_and_pads_as_a_pipeline_does(tmp_path: Pat
         text = ["a small blue heart", "zebra " * 99]
         ids = opened(text, padding="max_length", max_length=opened.model_max_length, truncation=True).input_ids
         assert [len(row) for row in ids] == [32, 32]
-        for row, ours in zip(ids, encode(FILES, text, 32), strict=True):
+        for row, ours in zip(ids, ids_of(*text), strict=True):
             assert row[: len(ours)] == ours and set(row[len(ours) :]) <= {1}
         again = tmp_path / "again"
         opened.save_pretrained(again)
-        assert PreTrainedTokenizerFast.from_pretrained(again)(text).input_ids[0] == encode(FILES, text, 32)[0]
+        assert PreTrainedTokenizerFast.from_pretrained(again)(text).input_ids[0] == ids_of(*text)[0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -46,23 +47,37 @@ def make_dataset(
     featuring: tuple[str, ...] = (),
     tokenizer: Path | None = None,
     before: list[dict[str, object]] | None = None,
+    buckets: tuple[tuple[int, int], ...] = (),
 ) -> tuple[Artifact, list[dict[str, object]]]:
-    """A dataset of ``rows`` pictures (``before`` comes first), and its rows."""
+    """A dataset of ``rows`` pictures (``before`` comes first), and its rows.
+
+    ``buckets`` are sizes, width and height, that the pictures are squeezed into in turn.
+    """
     from transformers import PreTrainedTokenizerFast
 
     rng = np.random.default_rng(seed)
     scenes = [s for s in all_singles(spec) if not featuring or {s.items[0].shape, s.items[0].colour} & set(featuring)]
     order = np.concatenate([rng.permutation(len(scenes)) for _ in range(-(-rows // len(scenes)))])[:rows]
-    draft = store.draft("dataset", {}, {"rows": rows, "seed": seed, "size": spec.image_size, "featuring": featuring})
+    config = {
+        "rows": rows,
+        "seed": seed,
+        "size": spec.image_size,
+        "featuring": featuring,
+        "image_size": spec.image_size,
+        "buckets": buckets,
+    }
+    draft = store.draft("dataset", {}, config)
     drawn: list[dict[str, object]] = []
     for i, index in enumerate(order):
         said = phrasings(scenes[index])
-        picture = np.asarray(render(scenes[index], spec.image_size, seed * 1_000_003 + i))
+        width, height = buckets[i % len(buckets)] if buckets else (spec.image_size, spec.image_size)
+        picture = render(scenes[index], spec.image_size, seed * 1_000_003 + i).resize((width, height))
         drawn.append({
             "id": f"{seed:04x}{i:012x}", "url": f"http://world/{seed}/{i}",
             "caption": said[int(rng.integers(len(said)))],
-            "pixels": picture.tobytes(), "height": spec.image_size, "width": spec.image_size,
-            "bucket": f"{spec.image_size}x{spec.image_size}", "cluster": f"{seed:04x}{i:012x}",
+            "sha256": hashlib.sha256(picture.tobytes()).hexdigest(), "alternatives": None,
+            "pixels": picture.tobytes(), "height": height, "width": width,
+            "bucket": f"{width}x{height}", "cluster": f"{seed:04x}{i:012x}",
             "split": "holdout" if rng.random() < holdout else "train", "source": 1 if before else 0,
         })  # fmt: skip
     everything = [*(before or []), *drawn]

@@ -45,3 +45,26 @@ def test_a_batch_that_cannot_be_split_is_refused() -> None:
         share(32, 0, 3)
     with pytest.raises(TrainingError, match=r"0 training samples"):
         Order(0, 32, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), batch=st.integers(1, 9), seed=st.integers(0, 999))
+def test_buckets_take_turns_and_none_is_forgotten(sizes: list[int], batch: int, seed: int) -> None:
+    order, ends = Order(sizes, batch, seed), np.cumsum(sizes)
+    steps = steps_for(sum(sizes) * 4, batch)
+    batches = [order.batch(step) for step in range(steps)]
+    for indices in batches:
+        assert len(set(np.searchsorted(ends, indices, "right").tolist())) == 1
+    seen = np.bincount(np.concatenate(batches), minlength=sum(sizes))
+    for first, size in zip(ends - sizes, sizes, strict=True):
+        mine = seen[first : first + size]
+        assert mine.max() - mine.min() <= 1  # every picture of a bucket as often as its neighbours
+        assert abs(mine.sum() - 4 * size) <= (len(sizes) + 1) * batch  # and a bucket as often as it is large
+    later = Order(sizes, batch, seed)
+    assert np.array_equal(later.batch(steps - 1), batches[-1])
+
+
+def test_one_bucket_is_the_plain_order() -> None:
+    assert Order([100], 32, 7).digest(20) == Order(100, 32, 7).digest(20)
+    # the order of earlier releases, whose checkpoints are continued
+    assert Order(100, 32, 7).digest(20).startswith("e1951aeaff8c")

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from components.contracts.errors import TrainingError
+from components.contracts.errors import ArtifactError, TrainingError
 from components.contracts.recipe import Recipe
 from components.data.world import WorldSpec
 from components.runtime.cluster import ray_session
 from components.runtime.stage import Context
-from components.runtime.storage import Artifact
+from components.runtime.storage import Artifact, Store
 from components.training import stages
+from components.training.latents import encode_latents
 from components.training.order import Order
+from components.training.samples import load_pictures
 from components.training.shell import run_training
 from tests.components.training.datasets import make_dataset
 from tests.components.training.tiny import PLAN, Tiny, weights_of
@@ -55,7 +58,7 @@ def dataset(ctx: Context) -> Artifact:
 def parts(ctx: Context, dataset: Artifact) -> dict[str, Artifact]:
     text_encoder = stages.train_text_encoder(ctx, dataset)
     autoencoder = stages.train_autoencoder(ctx, dataset)
-    latents = stages.encode_latents(ctx, dataset, autoencoder)
+    latents = encode_latents(ctx, dataset, autoencoder)
     denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder)
     model = stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
     return {
@@ -94,12 +97,59 @@ def test_done_once_is_done(ctx: Context, dataset: Artifact, parts: dict[str, Art
 def test_latents_do_not_depend_on_the_workers(
     ctx: Context, dataset: Artifact, parts: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    from components.training.encoding import encode_dataset
+    from components.training.encoding import Job, encode_dataset
 
     alone = ctx.recipe.run.model_copy(update={"workers": 1})
-    encode_dataset(dataset.local(), parts["autoencoder"].local() / "model", str(tmp_path), tmp_path, 16, alone)
+    autoencoder = parts["autoencoder"]
+    encode_dataset(dataset.local(), Job(str(autoencoder.local() / "model"), autoencoder.digest, str(tmp_path)), alone)
     for path in parts["latents"].paths("data/"):
         assert (tmp_path / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_damaged_latents_are_encoded_again(ctx: Context, dataset: Artifact, parts: dict[str, Artifact]) -> None:
+    latents = parts["latents"]
+    victim, other = latents.paths("data/")
+    whole, stamp = victim.read_bytes(), other.stat().st_mtime_ns
+    victim.write_bytes(whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:])
+    with pytest.raises(ArtifactError, match="damaged"):
+        stages.train_denoiser(ctx, dataset, latents, parts["text_encoder"], parts["autoencoder"], parts["denoiser"])
+    again = encode_latents(ctx, dataset, parts["autoencoder"])
+    assert again.digest == latents.digest and victim.read_bytes() == whole
+    assert other.stat().st_mtime_ns == stamp  # what was sound is kept
+    again.verify()
+
+
+def test_pictures_of_several_sizes_are_trained_on_together(tmp_path: Path) -> None:
+    """The three tasks, in this process, on a dataset of three buckets."""
+    from components.training.encoding import Job, encode_piece
+    from components.training.loop import train
+    from components.training.tasks import AutoencoderTask, DenoiserTask, TextEncoderTask
+
+    config = _recipe(tmp_path).train
+    sizes = ((16, 16), (24, 8), (8, 24))
+    dataset, _ = make_dataset(Store(str(tmp_path / "store")), WorldSpec(image_size=16), 60, buckets=sizes)
+    folders = {name: tmp_path / name for name in ("clip", "autoencoder", "denoiser")}
+    plan = replace(PLAN, images=9 * 8, ema_decay=None)
+
+    def trained(name: str, task: Any) -> Path:
+        folders[name].mkdir()
+        summary = train(task, plan, folders[name])
+        order = Order([len(b) for b in load_pictures(dataset.local()).blocks], 8, PLAN.seed)
+        assert summary["order_digest"] == order.digest(9)
+        module = task.build()
+        module.load_state_dict(weights_of(folders[name]), strict=False)
+        module.finished().save_pretrained(folders[name] / "model")
+        return folders[name] / "model"
+
+    clip = trained("clip", TextEncoderTask(config.text_encoder, dataset.local(), 16))
+    autoencoder = trained("autoencoder", AutoencoderTask(config.autoencoder, dataset.local(), 16))
+    for path in dataset.paths("data/"):
+        encode_piece({"path": str(path), "name": path.name}, Job(str(autoencoder), "a" * 64, str(tmp_path / "latents")))
+    rest = (tmp_path / "latents", clip, dataset.local() / "tokenizer", 1.0, 4, 8)
+    trained("denoiser", DenoiserTask(config.denoiser, dataset.local(), *rest))
+    (tmp_path / "latents" / "data" / "part-00001.parquet").unlink()
+    with pytest.raises(ArtifactError, match="not of this dataset's rows"):
+        DenoiserTask(config.denoiser, dataset.local(), *rest).open(torch.nn.Identity(), torch.device("cpu"))
 
 
 def test_a_retrain_starts_from_the_champion(ctx: Context, parts: dict[str, Artifact], dataset: Artifact) -> None:

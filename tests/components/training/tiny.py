@@ -49,11 +49,11 @@ class Tiny:
     def build(self) -> nn.Module:
         return Regression()
 
-    def open(self, module: nn.Module, device: torch.device) -> int:
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
         draws = torch.Generator().manual_seed(9)
         self.x = torch.randn(50, 2, 4, 4, generator=draws)
         self.y = self.x.flatten(1) @ torch.randn(32, 3, generator=draws) / 6
-        return 50
+        return [50]
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
         time.sleep(self.pause_s)
