@@ -4,8 +4,8 @@
 * near: perceptual hash and thumbnail, mirror images included (:mod:`components.data.near`);
 * semantic: embeddings (:mod:`components.data.semantic`), where the recipe names a model.
 
-A cluster is a connected component of the pairs of all tiers. That is a property of the pictures alone: no order of
-work, number of workers or repeated task changes it, nor who survives.
+A cluster is a connected component of the pairs of all tiers. No order of work, number of workers or repeated task
+changes it, nor who survives.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Near-duplicates: by perceptual hash, confirmed by thumbnail.
 
-Two pictures are near-duplicates when their 64-bit hashes differ in at most ``bits`` bits and the mean absolute
-difference of their 16x16 RGB thumbnails is at most ``distance`` (0..255), each taken with the picture or its
-mirror image, whichever is nearer. The hash alone does not see colour: a red and a blue square are equal to it.
+Two pictures are near-duplicates when their 64-bit hashes differ in at most ``bits`` bits and their 16x16 RGB
+thumbnails are near (:func:`thumbs_near`: by ``distance``, 0..255, on average, and nowhere by far more), each taken
+with the picture or its mirror image, whichever is nearer. The hash alone does not see colour: a red and a blue
+square are equal to it.
 
 What is wanted are the connected components of these pairs, not the pairs: where 100 000 pictures share a hash
 there may be thousands of millions. So pictures that follow each other in brightness (and in other projections)

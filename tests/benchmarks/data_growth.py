@@ -1,9 +1,10 @@
 """Growth of every metadata step of prepare from 100 000 to 1 000 000 rows: ``rows()``.
 
 Scores are made up, with copies among them, and no picture is opened. Times are of the processor, which another
-process's work does not lengthen. Each measurement is a process of its own, which is how its memory is known:
+process's work does not lengthen. Each measurement is a fresh process, so that its memory is known and no page is warm:
 
-    python -m tests.benchmarks.data_growth ROWS
+    python -m tests.benchmarks.data_growth make ROWS FOLDER
+    python -m tests.benchmarks.data_growth measure ROWS FOLDER
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ _COPIES = 0.1  # share of the rows that copy an earlier one exactly, and as many
 def rows() -> list[Row]:
     """One row a step: its time a row at a million rows against that at a hundred thousand."""
     measured: dict[int, list[dict[str, Any]]] = {SMALL: [], LARGE: []}
-    for run in range(max(RUNS.values())):
-        for count in (SMALL, LARGE):
-            if run < RUNS[count]:
-                measured[count].append(_in_a_process(count))
-                print(f"  growth: {count} rows, run {run + 1}: {measured[count][-1]}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="atelier-growth-") as place:
+        folders = {count: Path(place) / str(count) for count in (SMALL, LARGE)}
+        for count, folder in folders.items():
+            folder.mkdir()
+            _process("make", count, folder)
+        for run in range(max(RUNS.values())):
+            for count, folder in folders.items():
+                if run < RUNS[count]:
+                    measured[count].append(_measured(count, folder))
+                    print(f"  growth: {count} rows, run {run + 1}: {measured[count][-1]}", flush=True)
     found = []
     peak = max(run["peak_mb"] for run in measured[LARGE])
     for step in measured[SMALL][0]["seconds"]:
@@ -54,28 +60,35 @@ def rows() -> list[Row]:
     return found
 
 
-def _in_a_process(count: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.data_growth", str(count)]
+def _measured(count: int, folder: Path) -> dict[str, Any]:
+    done = _process("measure", count, folder)
+    result: dict[str, Any] = json.loads(done.splitlines()[-1])
+    return result
+
+
+def _process(what: str, count: int, folder: Path) -> str:
+    command = [sys.executable, "-m", "tests.benchmarks.data_growth", what, str(count), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return done.stdout
 
 
 def measure(count: int, folder: Path) -> dict[str, Any]:
     """Processor seconds of every step on so many rows, and the process's peak of memory."""
     from components.contracts.recipe import Recipe
     from components.data.deciding import Captions, decide
+    from components.data.dedup import find_duplicates
     from components.data.expectations import ledger_suites, row_suites, score_table, summary_suites
+    from components.data.filtering import rejections
     from components.data.preparing import make_rows, row_table
     from components.data.profiles import profile
-    from components.data.scores import Scores
+    from components.data.scores import Part, Scores
     from components.data.takedown import Blocklist
     from components.data.validation import Gate
     from components.data.writing import alternatives_of, write_dropped, write_duplicates
 
-    parts, ledger = synthetic(count, folder)
+    parts = [Part(0, str(path), "") for path in sorted(folder.glob("[0-9]*.parquet"))]
     recipe = Recipe.model_validate({"name": "growth", "prepare": {"alternatives": True, "max_dropped": 1.0}})
     rules, seconds = recipe.prepare, dict[str, float]()
     gate = Gate(folder / "docs")  # opening it costs the same for any number of rows
@@ -87,6 +100,7 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
         return result
 
     def check_ledger() -> None:
+        ledger = pq.read_table(folder / "ledger.parquet")
         suites, _ = ledger_suites("collection", ledger, {}, 0.0, True)
         assert not any(gate.hold(suite) for suite in suites) and not gate.failed
 
@@ -102,7 +116,9 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
 
     timed("expectations on the ledger", check_ledger)
     scores = timed("read the scores", lambda: Scores(parts))
-    decision = timed("filters and duplicates", lambda: decide(scores, rules, recipe.run, Blocklist(), {}))
+    filters = timed("filters", lambda: rejections(scores, rules, Blocklist()))
+    timed("exact and near duplicates", lambda: find_duplicates(scores, filters.kept, rules, recipe.run, 10 * LARGE))
+    decision = decide(scores, rules, recipe.run, Blocklist(), {})  # both again, and not counted twice
     captions = Captions(scores, rules)
     made, _ = timed("splits, tokenizer and tokens", lambda: make_rows(decision, captions, None))
     timed("expectations on rows and scores", check_rows)
@@ -116,9 +132,9 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
     return {"rows": count, "seconds": seconds, "peak_mb": round(peak), "dropped": dropped}
 
 
-def synthetic(count: int, folder: Path) -> tuple[list[Any], pa.Table]:
+def make(count: int, folder: Path) -> None:
     """Score files of so many rows, and the ledger that they would come from."""
-    from components.data.scores import SCORE_SCHEMA, Part
+    from components.data.scores import SCORE_SCHEMA
 
     draws = np.random.default_rng(7)
     words = np.array([f"word{i}" for i in range(8000)])
@@ -133,7 +149,7 @@ def synthetic(count: int, folder: Path) -> tuple[list[Any], pa.Table]:
     phash = np.where(exact, phash[origin], np.where(near, phash[origin] ^ flipped, phash))
     mirror = np.where(exact | near, mirror[origin], mirror)
     picture = np.where(exact, origin, number)
-    parts, ledger = [], []
+    ledger = []
     for first in range(0, count, _PART):
         mine = slice(first, min(first + _PART, count))
         n = mine.stop - first
@@ -175,9 +191,8 @@ def synthetic(count: int, folder: Path) -> tuple[list[Any], pa.Table]:
         )
         path = folder / f"{first // _PART:05d}.parquet"
         pq.write_table(table, path, compression="zstd", compression_level=1)
-        parts.append(Part(0, str(path), ""))
         ledger.append(_ledger(table, path.stem))
-    return parts, pa.concat_tables(ledger).combine_chunks()
+    pq.write_table(pa.concat_tables(ledger), folder / "ledger.parquet", compression="zstd")
 
 
 def _ledger(scores: pa.Table, shard: str) -> pa.Table:
@@ -200,5 +215,8 @@ def _ledger(scores: pa.Table, shard: str) -> pa.Table:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="atelier-growth-") as place:
-        print(json.dumps(measure(int(sys.argv[1]), Path(place))))
+    rows_asked, place_given = int(sys.argv[2]), Path(sys.argv[3])
+    if sys.argv[1] == "make":
+        make(rows_asked, place_given)
+    else:
+        print(json.dumps(measure(rows_asked, place_given)))

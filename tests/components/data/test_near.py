@@ -161,6 +161,17 @@ def test_thumbnails_are_near_as_they_are_or_mirrored() -> None:
     assert thumbs_near(some, others, 0.0).tolist() == [True] * 40 + [False] * 10
 
 
+def test_one_object_more_is_another_picture() -> None:
+    """A bar of 2 x 2 pixels on an even ground: the average hardly differs."""
+    one = np.full((1, 16, 16, 3), 100, dtype=np.uint8)
+    for change, near_ in ((48, True), (49, False)):
+        other = one.copy()
+        other[0, 4:6, 10:12, 1] += change
+        assert np.abs(other.astype(int) - one).mean() < 0.3
+        assert thumbs_near(one, other, 6.0).tolist() == [near_]
+        assert thumbs_near(other[:, :, ::-1], one, 6.0).tolist() == [near_]
+
+
 def scene(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
