@@ -44,10 +44,15 @@ def kind_of(body: bytes) -> str:
     return "an SVG drawing" if b"<svg" in start else "other data"
 
 
-def scans(body: bytes) -> int:
-    """Scans of a JPEG: how often a decoder goes over the whole picture. Sequential pictures have 1 to 4."""
+def scans(body: bytes, enough: float = 0) -> int:
+    """Scans of a JPEG: how often a decoder goes over the whole picture. Sequential pictures have 1 to 4.
+
+    Args:
+        enough: where there are fewer, any number that is fewer may be given; that is ten times faster to say.
+    """
+    most = body.count(0xDA)  # of single bytes, at the speed of memory
     # thumbnails in metadata have scans too, so this may count a few too many
-    return body.count(b"\xff\xda")
+    return most if most < enough else body.count(b"\xff\xda")
 
 
 def most_pixels(body: bytes, kind: str, announced: int) -> int:
@@ -85,7 +90,8 @@ def missing(body: bytes, kind: str) -> str | None:
     Pixel data is not looked at, so damage inside it is not found. Data after the end is not minded.
     """
     if kind == "JPEG":  # neither marker can occur inside of coded data
-        return None if body.rfind(b"\xff\xd9") > body.rfind(b"\xff\xda") else "its end marker"
+        end = body.rfind(b"\xff\xd9")
+        return None if end >= 0 and body.find(b"\xff\xda", end) < 0 else "its end marker"
     if kind == "PNG":
         return _missing_of_png(body)
     if kind == "GIF":

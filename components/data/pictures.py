@@ -153,7 +153,7 @@ def _opened(body: bytes, max_pixels: int) -> _Opened:
             CollectReason.TOO_MANY_PIXELS,
             f"{image.width}x{image.height} pixels announced, {pixels} at most in one piece; {max_pixels} are decoded",
         )
-    if kind == "JPEG" and headers.scans(body) * pixels > _PASSES * max_pixels:
+    if kind == "JPEG" and headers.scans(body, _PASSES * max_pixels / max(pixels, 1)) * pixels > _PASSES * max_pixels:
         raise Refusal(
             CollectReason.TOO_MANY_PIXELS, f"{headers.scans(body)} scans over {image.width}x{image.height} pixels"
         )

@@ -47,7 +47,7 @@ class Limits:
     structure that are needed to say anything.
 
     Two graphics that are near by hash and thumbnail are two pictures nevertheless when a block is further apart than
-    ``detail_level`` or ``detail_colour``.
+    ``detail_level`` or ``detail_colour``, or brightness agrees only by a ``detail_gamma`` or more.
     """
 
     turn: float = 12.0
@@ -65,6 +65,7 @@ class Limits:
     gamma_graphic: float = 1.05
     detail_level: float = 8.0
     detail_colour: float = 14.0
+    detail_gamma: float = 1.15
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Comparison:
     def another(self, limits: Limits) -> bool:
         """Whether these are two graphics that differ in a detail, although all else is the same."""
         apart = self.level > limits.detail_level or self.colour > limits.detail_colour
+        apart |= not 1 / limits.detail_gamma < self.gamma < limits.detail_gamma
         return self.graphic and self.small and self.structured >= limits.structured and apart
 
 

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from components.contracts.errors import InputError, RuntimeUnavailable
+from components.contracts.recipe import Prepare
 from components.contracts.records import CollectReason, DropReason
-from components.data import dedup, hashing
+from components.data import hashing
 from components.data.grader import grade
+from components.data.near import near_labels
 from components.data.site import Site, main
 from components.data.site_copies import COPY_WITHIN, ORIGINALS_APART
 from components.data.site_faults import FAULT_RATES, NO_FAULTS
@@ -102,6 +104,12 @@ def test_the_truth_speaks_the_contracts_words_and_counts_every_fault(world: Worl
             assert original["outcome"] == "kept" and place[row["original_url"]] < place[row["url"]]
 
 
+def thumb_distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mean absolute difference (0..255) of thumbnails, as they are or one mirrored."""
+    a, b = some.astype(np.int16), others.astype(np.int16)
+    return np.minimum(*(np.abs(a - side).mean(axis=(1, 2, 3)) for side in (b, b[:, :, ::-1])))
+
+
 @pytest.mark.parametrize(("kinds", "size"), [(("single",), 48), (KINDS, 64)])
 def test_originals_stay_apart_copies_stay_near_and_pictures_stay_readable(kinds: tuple[str, ...], size: int) -> None:
     site = build_world_site(WorldSpec(kinds=kinds), 600, seed=11, size=size)  # type: ignore[arg-type]
@@ -114,15 +122,12 @@ def test_originals_stay_apart_copies_stay_near_and_pictures_stay_readable(kinds:
     copies = [(i, where[row.original]) for i, row in enumerate(rows) if row.original]
     assert len(copies) == 48 and len({row.kind for row in rows if row.original}) == 4
     one, other = np.array(copies).T
-    assert dedup.thumb_distances(thumbs[one], thumbs[other]).max() <= COPY_WITHIN
+    assert thumb_distances(thumbs[one], thumbs[other]).max() <= COPY_WITHIN
     originals = np.array([i for i, row in enumerate(rows) if row.original is None])
     for i in originals:
         others = originals[originals != i]
-        assert (
-            dedup.thumb_distances(np.repeat(thumbs[i][None], len(others), 0), thumbs[others]).min() >= ORIGINALS_APART
-        )
-    middle = (COPY_WITHIN + ORIGINALS_APART) / 2
-    clusters = dedup.near_clusters(hashes[0], hashes[1], thumbs, bits=3, distance=middle)
+        assert thumb_distances(thumbs[i], thumbs[others]).min() >= ORIGINALS_APART
+    clusters = near_labels(hashes[0], hashes[1], thumbs.__getitem__, bits=3, distance=Prepare().thumb_distance)
     assert {rows[i].target for i in np.flatnonzero(clusters != np.arange(len(rows)))} == {rows[i].target for i in one}
     kept = [i for i, row in enumerate(rows) if row.outcome == "kept"]
     right = [grade(pictures[i], rows[i].caption).correct for i in kept]
