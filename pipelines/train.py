@@ -6,6 +6,7 @@ from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.training import stages
 from components.training.latents import encode_latents
+from components.training.texts import encode_texts
 from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
 from pipelines.prepare import prepare
 
@@ -19,7 +20,8 @@ def train(ctx: Context, dataset: Artifact | None = None, champion: Artifact | No
     text_encoder = stages.train_text_encoder(ctx, dataset, start.get("text_encoder"))
     autoencoder = stages.train_autoencoder(ctx, dataset, start.get("autoencoder"))
     latents = encode_latents(ctx, dataset, autoencoder)
-    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, start.get("denoiser"))
+    texts = encode_texts(ctx, dataset, text_encoder) if ctx.recipe.train.encode_text else None
+    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, start.get("denoiser"), texts)
     return stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
 
 

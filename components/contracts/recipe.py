@@ -182,6 +182,9 @@ class Train(Config):
     denoiser: Denoiser = Denoiser()
     warmup: Fraction = 0.05  # share of the steps over which the rates rise
     cooldown: Fraction = 0.6  # share of the steps over which they fall
+    encode_text: bool = (
+        False  # keep the text encoder's states of all captions, instead of reading them in each training
+    )
     precision: Literal["bf16", "fp32"] = "bf16"  # of autocast; master weights are always fp32
     gradient_clip: float = Field(default=1.0, gt=0)  # where AdamW trains alone; Muon's steps have a fixed norm
 

@@ -15,7 +15,13 @@ from components.data.removing import Mask, Texts, columns, parquet
 from components.data.takedown import Blocklist
 from components.runtime.storage import Artifact
 
-DATA = ("latents", "dataset", "scores", "collection")  # kinds with samples in them, in the order of removal
+DATA = (
+    "text_states",
+    "latents",
+    "dataset",
+    "scores",
+    "collection",
+)  # kinds with samples in them, in the order of removal
 WORDS = ("judge", "assessment")  # kinds with captions in them
 
 

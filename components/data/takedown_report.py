@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from components.runtime.tracking import ModelVersion
 
 MODELS = frozenset({"text_encoder", "autoencoder", "denoiser", "model", "judge_clip"})  # kinds with weights
-_LEARNING = MODELS | {"latents"}
+_LEARNING = MODELS | {"latents", "text_states"}
 _SHOWN = 20  # near copies on the terminal
 _WORDS_ONLY = ("texts", "prompts", "pages")  # of what was removed: no rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from components.contracts.errors import ArtifactError, TrainingError
@@ -39,12 +39,23 @@ def encode_latents(ctx: Context, dataset: Artifact, autoencoder: Artifact) -> Ar
 
     inputs, config = {"dataset": dataset, "autoencoder": autoencoder}, {"dtype": DTYPE, "transform": TRANSFORM}
     earlier = _encodings(ctx, autoencoder, config)
+    return mended_stage(ctx, "latents", inputs, config, build)
+
+
+def mended_stage(
+    ctx: Context,
+    kind: str,
+    inputs: Mapping[str, Artifact],
+    config: Mapping[str, Any],
+    build: Callable[[Draft], Outcome],
+) -> Artifact:
+    """:func:`run_stage`, but a finished artifact that was damaged since is filled again instead of refused."""
     try:
-        return run_stage(ctx, "latents", inputs, config, build)
+        return run_stage(ctx, kind, inputs, config, build)
     except ArtifactError:
-        if not _reopened(ctx, ctx.store.draft("latents", inputs, config).identity):
+        if not _reopened(ctx, kind, ctx.store.draft(kind, inputs, config).identity):
             raise
-        return run_stage(ctx, "latents", inputs, config, build)
+        return run_stage(ctx, kind, inputs, config, build)
 
 
 def _sizes(dataset: Artifact) -> list[tuple[int, int]]:
@@ -91,17 +102,17 @@ def _encodings(ctx: Context, autoencoder: Artifact, config: Mapping[str, Any]) -
     return found
 
 
-def _reopened(ctx: Context, identity: str) -> bool:
-    """Make a damaged latents artifact a draft again, whose sound parts are kept; False where it is not damaged."""
+def _reopened(ctx: Context, kind: str, identity: str) -> bool:
+    """Make a damaged artifact a draft again, whose sound parts are kept; False where it is not damaged."""
     import fsspec
 
-    damaged = ctx.store.find("latents", identity)
+    damaged = ctx.store.find(kind, identity)
     if damaged is None:
         return False
     try:
         damaged.verify()
     except ArtifactError as error:
-        say(f"latents: {error.problem}; encoding that again")
+        say(f"{kind}: {error.problem}; encoding that again")
         fs, path = fsspec.core.url_to_fs(damaged.url)
         fs.rm_file(f"{path}/{MANIFEST_NAME}")
         return True

@@ -93,8 +93,12 @@ def train_denoiser(
     text_encoder: Artifact,
     autoencoder: Artifact,
     start: Artifact | None = None,
+    texts: Artifact | None = None,
 ) -> Artifact:
     """The denoiser trained by flow matching on latents and captions: ``model/`` with the averaged weights.
+
+    Args:
+        texts: states of the captions, where they were encoded beforehand.
 
     Raises:
         TrainingError: training failed, or the champion has another shape than the recipe.
@@ -112,10 +116,13 @@ def train_denoiser(
         task = DenoiserTask(
             section, dataset.local(), latents.local(), text_encoder.local() / "model",
             text_encoder.local() / "tokenizer", facts["scaling"], facts["channels"], facts["size"], _model_of(start),
+            texts.local() if texts else None,
         )  # fmt: skip
         return _train(ctx, draft, task, _plan(ctx, section, seen, _DENOISER, section.ema_decay), dataset)
 
     inputs = _inputs(start, dataset=dataset, latents=latents, text_encoder=text_encoder, autoencoder=autoencoder)
+    if texts:
+        inputs = {**inputs, "text_states": texts}
     return run_stage(ctx, "denoiser", inputs, _identity(ctx, section, seen, _DENOISER), build)
 
 

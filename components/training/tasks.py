@@ -18,6 +18,7 @@ from components.models import denoiser as denoisers
 from components.models import text_encoder as encoders
 from components.training import objective
 from components.training.samples import load_captions, load_ids, load_latents, load_pictures
+from components.training.texts import load_states
 
 _STATES_LIMIT = 1 << 29  # bytes of text states that are worth keeping in memory
 
@@ -187,6 +188,7 @@ class DenoiserTask:
     latent_channels: int
     latent_size: int
     start: Path | None = None
+    texts: Path | None = None  # states of the captions, encoded beforehand
     name: str = "denoiser"
     _data: Any = field(default=None, repr=False)
 
@@ -200,17 +202,16 @@ class DenoiserTask:
         tokenizer = encoders.load_tokenizer(self.tokenizer)
         ids = load_captions(self.dataset, tokenizer)
         mean, logvar = load_latents(self.latents, self.latent_channels)
-        if load_ids(self.dataset) != load_ids(self.latents):
-            raise ArtifactError(
-                "The latents are not of this dataset's rows",
-                expected="the same ids in the same order",
-                remedy="delete the latents artifact and run the same command again; it is made anew",
-            )
+        same = load_ids(self.dataset)
+        _require_ids("latents", load_ids(self.latents), same)
         tower = encoders.text_tower(encoders.load_clip(self.clip)).to(device)
         empty = encoders.text_states(tower, _empty_prompt(tokenizer).to(device))[0].cpu()
         width = empty.shape[-1]
         states = None
-        if ids.numel() * width * 2 <= _STATES_LIMIT:
+        if self.texts:
+            named, states = load_states(self.texts, ids.shape[1])
+            _require_ids("text states", named, same)
+        elif ids.numel() * width * 2 <= _STATES_LIMIT:
             pieces: list[Tensor] = list(torch.split(ids, 1024))
             states = torch.cat([encoders.text_states(tower, piece.to(device)).cpu().half() for piece in pieces])
         self._data = mean, logvar, ids, states, empty, tower, device
@@ -227,6 +228,15 @@ class DenoiserTask:
         text = encoders.text_states(tower, ids[chosen].to(device)) if states is None else states[chosen].float()
         text = torch.where(dropped[mine].view(-1, 1, 1).to(text.device), empty.to(text.device), text)
         return {"data": sampled * self.scaling, "noise": noise[mine], "times": times[mine], "states": text}
+
+
+def _require_ids(what: str, found: list[str], expected: list[str]) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"The {what} are not of this dataset's rows",
+            expected="the same ids in the same order",
+            remedy=f"delete the artifact of the {what} and run the same command again; it is made anew",
+        )
 
 
 def _empty_prompt(tokenizer: Any) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,14 +17,16 @@ import torch
 from components.contracts.errors import ArtifactError, TrainingError
 from components.contracts.recipe import Recipe
 from components.data.world import WorldSpec
+from components.models.text_encoder import load_clip, load_tokenizer, text_states, text_tower
 from components.runtime.cluster import ray_session
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Store
 from components.training import stages
 from components.training.latents import encode_latents
 from components.training.order import Order
-from components.training.samples import load_pictures
+from components.training.samples import load_captions, load_ids, load_pictures
 from components.training.shell import run_training
+from components.training.texts import encode_texts, load_states
 from tests.components.training.datasets import make_dataset
 from tests.components.training.tiny import PLAN, Tiny, weights_of
 
@@ -59,11 +62,12 @@ def parts(ctx: Context, dataset: Artifact) -> dict[str, Artifact]:
     text_encoder = stages.train_text_encoder(ctx, dataset)
     autoencoder = stages.train_autoencoder(ctx, dataset)
     latents = encode_latents(ctx, dataset, autoencoder)
-    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder)
+    texts = encode_texts(ctx, dataset, text_encoder)
+    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, texts=texts)
     model = stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
     return {
-        "text_encoder": text_encoder, "autoencoder": autoencoder, "latents": latents, "denoiser": denoiser,
-        "model": model,
+        "text_encoder": text_encoder, "autoencoder": autoencoder, "latents": latents, "texts": texts,
+        "denoiser": denoiser, "model": model,
     }  # fmt: skip
 
 
@@ -104,6 +108,26 @@ def test_latents_do_not_depend_on_the_workers(
     encode_dataset(dataset.local(), Job(str(autoencoder.local() / "model"), autoencoder.digest, str(tmp_path)), alone)
     for path in parts["latents"].paths("data/"):
         assert (tmp_path / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_text_states_are_those_of_the_tower_and_damage_is_mended(
+    ctx: Context, dataset: Artifact, parts: dict[str, Artifact]
+) -> None:
+    texts, clip = parts["texts"], parts["text_encoder"].local()
+    ids = load_captions(dataset.local(), load_tokenizer(clip / "tokenizer"))
+    named, states = load_states(texts.local(), ids.shape[1])
+    assert named == load_ids(dataset.local()) and parts["denoiser"].manifest.inputs["text_states"] == texts.digest
+    assert torch.allclose(states.float(), text_states(text_tower(load_clip(clip / "model")), ids), atol=4e-3)
+    path = texts.paths("data/")[0]
+    whole, rows = path.read_bytes(), pq.read_table(path)
+    wrong = rows.to_pylist()
+    wrong[0]["states"] = bytes(len(wrong[0]["states"]))
+    pq.write_table(pa.Table.from_pylist(wrong, schema=rows.schema), path)
+    if wrong[0]["split"] == "train":
+        with pytest.raises(ArtifactError, match="do not match their checksum"):
+            load_states(texts.local(), ids.shape[1])
+    assert encode_texts(ctx, dataset, parts["text_encoder"]).digest == texts.digest
+    assert path.read_bytes() == whole
 
 
 def test_damaged_latents_are_encoded_again(ctx: Context, dataset: Artifact, parts: dict[str, Artifact]) -> None:

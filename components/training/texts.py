@@ -1,0 +1,157 @@
+"""The states of all captions under the text encoder, encoded once: the text side of the encode step.
+
+On by ``train.encode_text``, for data sets whose captions cost more to read again in every training, on every rank,
+than to keep: fp16 states of a whole prompt are ``max_tokens * width * 2`` bytes a row. Like the latents, rows are
+named by what they were made from, and checked whenever they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.contracts.errors import ArtifactError
+from components.contracts.recipe import Run
+from components.runtime.cluster import ray_session
+from components.runtime.progress import Progress
+from components.runtime.stage import Context
+from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
+from components.training.latents import mended_stage
+from components.training.samples import by_size, parts, sizes_of, table
+
+DTYPE = "<f2"
+TEXT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("height", pa.int32()),  # of the row's picture, which decides its place among the samples
+        ("width", pa.int32()),
+        ("key", pa.binary(32)),  # SHA-256 of tokens, text encoder and dtype
+        ("states", pa.binary()),  # DTYPE, tokens x width
+        ("checksum", pa.binary(32)),  # SHA-256 of all of the above
+    ]
+)
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every piece is encoded with, and where its file goes."""
+
+    text_encoder: str  # folder of the artifact, with ``model/`` and ``tokenizer/``
+    digest: str  # of the artifact
+    target: str  # URL of the text states artifact
+
+
+def encode_texts(ctx: Context, dataset: Artifact, text_encoder: Artifact) -> Artifact:
+    """The text encoder's last hidden states of every caption of the dataset: ``data/*.parquet``, ``TEXT_SCHEMA``."""
+
+    def build(draft: Draft) -> Outcome:
+        job = Job(str(text_encoder.local()), text_encoder.digest, draft.url)
+        return Outcome(counts={"rows": _encode_all(dataset.local(), job, ctx.recipe.run)})
+
+    inputs = {"dataset": dataset, "text_encoder": text_encoder}
+    return mended_stage(ctx, "text_states", inputs, {"dtype": DTYPE}, build)
+
+
+def load_states(texts: Path, length: int) -> tuple[list[str], Any]:
+    """Ids and states, fp16 ``[N, length, width]``, of the training samples, in the order of the samples.
+
+    Raises:
+        ArtifactError: a row does not match its checksum.
+    """
+    import torch
+
+    rows = table(texts, TEXT_SCHEMA.names)
+    at = np.concatenate([places for _, places in by_size(sizes_of(rows))])
+    rows = rows.take(at)
+    for row in rows.to_pylist():
+        if row["checksum"] != _checksum(row):
+            raise ArtifactError(
+                f"The text states of {row['id']} do not match their checksum",
+                expected="the states that the encode step wrote",
+                remedy="run the same command again; damaged parts are encoded anew",
+            )
+    flat = np.frombuffer(b"".join(value.as_py() for value in rows["states"]), np.float16)
+    return rows["id"].to_pylist(), torch.from_numpy(flat.reshape(rows.num_rows, length, -1).copy())
+
+
+def encode_piece(piece: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Encode the captions of one file of the dataset into one file of the artifact; runs in a Ray worker."""
+    rows = pq.read_table(piece["path"], columns=["id", "split", "height", "width", "tokens"])
+    states = _states(job.text_encoder, rows["tokens"].to_pylist())
+    made = []
+    for row, state in zip(rows.to_pylist(), states, strict=True):
+        tokens = np.array(row.pop("tokens"), "<i4").tobytes()
+        row["key"] = hashlib.sha256(tokens + f" {job.digest} {DTYPE}".encode()).digest()
+        row["states"] = state.tobytes()
+        made.append({**row, "checksum": _checksum(row)})
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(made, schema=TEXT_SCHEMA), out, compression="zstd")
+    write_bytes(f"{job.target}/data/{piece['name']}", out.getvalue())
+    return {"rows": rows.num_rows}
+
+
+def _checksum(row: dict[str, Any]) -> bytes:
+    head = f"{row['id']} {row['split']} {row['height']}x{row['width']} ".encode()
+    return hashlib.sha256(head + row["key"] + row["states"]).digest()
+
+
+@lru_cache(maxsize=1)
+def _tower(folder: str) -> tuple[Any, Any]:
+    """Text tower and tokenizer, loaded once a worker process."""
+    import torch
+
+    from components.models.text_encoder import load_clip, load_tokenizer, text_tower
+
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return text_tower(load_clip(Path(folder) / "model")).to(device), load_tokenizer(Path(folder) / "tokenizer")
+
+
+def _states(folder: str, tokens: list[list[int]]) -> list[Any]:
+    """States of every row, in batches of one shape: a row's bytes do not depend on its neighbours."""
+    import torch
+
+    from components.models.text_encoder import pad_tokens, text_states
+
+    tower, tokenizer = _tower(folder)
+    ids = pad_tokens(tokens, tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    device, found = next(tower.parameters()).device, []
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        full = torch.cat([batch, batch[:1].expand(_BATCH - len(batch), -1)])
+        found += list(text_states(tower, full.to(device), _BATCH)[: len(batch)].cpu().numpy().astype(DTYPE))
+    return found
+
+
+def _encode_all(dataset: Path, job: Job, run: Run) -> int:
+    """Encode every file of the dataset; returns the number of rows."""
+    pieces = [{"path": str(path), "name": path.name} for path in parts(dataset)]
+    progress = Progress("encode texts", sum(pq.read_metadata(piece["path"]).num_rows for piece in pieces), "captions")
+    done = 0
+    with ray_session(run):
+        import ray
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        encoded = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
+            encode_piece,
+            fn_kwargs={"job": job},
+            compute=ray.data.TaskPoolStrategy(size=run.workers),
+            num_cpus=run.threads_per_worker,
+            num_gpus=run.gpus_per_worker or None,
+        )
+        for result in encoded.iter_rows():
+            done += int(result["rows"])
+            progress.update(done)
+    progress.close()
+    return done
