@@ -174,6 +174,7 @@ class Shard:
                               "bytes": refusal.received, "opt_out": refusal.opt_out}  # fmt: skip
                 if refusal.reason is CollectReason.TAKEN_DOWN:  # and nothing more is said of it
                     entry = {name: entry[name] for name in ("row", "status", "reason", "detail")}
+                    entry |= {"attempts": 0, "bytes": 0}
             else:
                 picture = fate.picture
                 assert picture is not None and fate.answer is not None, f"row {row} has no fate"
