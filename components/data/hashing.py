@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, ImageOps
 
 from components.data.scores import THUMB
@@ -18,12 +19,7 @@ _SHARPNESS_SIDE = 256  # sharpness is measured with the shorter side reduced to 
 _SCALED_SIDE = 64  # a JPEG is decoded at a scale that leaves its shorter side this long, for its hash
 _FREQUENCIES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(32) + 1) / 64)  # the 8 lowest of a DCT of 32
 _ODD = np.where(np.arange(8) % 2, -1.0, 1.0)  # mirrors a picture in the frequency domain
-_REDUCED = {
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    1: cv2.IMREAD_GRAYSCALE,
-}
+_EXIF_WITHIN = 1 << 17  # bytes: an Exif segment has at most 64 KiB and stands near the beginning
 _ORIENTATION = 0x0112  # of EXIF
 
 Grey = npt.NDArray[np.uint8]  # (height, width)
@@ -121,7 +117,7 @@ def phash_bytes(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
     if data.startswith(b"\xff\xd8\xff"):
         try:
             grey = _scaled_grey(data, max_pixels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             grey = None  # the whole rule decides what is wrong with it
     if grey is None:
         grey = np.asarray(decoded(data, max_pixels).convert("L"))
@@ -130,16 +126,14 @@ def phash_bytes(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
 
 def _scaled_grey(data: bytes, max_pixels: int) -> Grey | None:
     """Grey values of a JPEG at a reduced scale, upright; None where it takes the whole rule."""
-    header = Image.open(io.BytesIO(data), formats=("JPEG",))
-    width, height = header.size
-    if header.mode == "CMYK" or width * height > max_pixels:
+    height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    if colour in ("CMYK", "YCCK") or width * height > max_pixels:
         return None
-    scale = next(s for s in (8, 4, 2, 1) if s == 1 or min(width, height) // s >= _SCALED_SIDE)
-    flags = _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION
-    grey = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
-    if grey is None:
-        return None
-    orientation = header.getexif().get(_ORIENTATION, 1) if "exif" in header.info else 1
+    side = min(_SCALED_SIDE, width, height)
+    grey = simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=side, min_width=side)[:, :, 0]
+    if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+        return np.ascontiguousarray(grey)
+    orientation = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1)
     return np.ascontiguousarray(_upright(grey, orientation), dtype=np.uint8)
 
 
