@@ -156,7 +156,8 @@ class Autoencoder(Config):
 
 
 class Denoiser(Config):
-    """UNet2DConditionModel on latents, flow matching with logit-normal times (Esser et al. 2024)."""
+    """UNet2DConditionModel on latents, by flow matching with logit-normal times (Esser et al. 2024), or by
+    diffusion with epsilon or v prediction on Stable Diffusion's noise schedule."""
 
     channels: tuple[PositiveInt, ...] = (64, 128)
     layers_per_block: PositiveInt = 1
@@ -170,8 +171,12 @@ class Denoiser(Config):
     weight_decay: float = Field(default=0.01, ge=0)
     caption_dropout: Fraction = 0.1
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
-    time_mean: float = 0.0  # of the logit-normal distribution of times
+    objective: Literal["flow", "epsilon", "v"] = "flow"
+    time_mean: float = 0.0  # flow: of the logit-normal distribution of times
     time_std: float = Field(default=1.0, gt=0)
+    time_shift: float = Field(default=1.0, gt=0)  # flow: above 1 moves times towards noise, as large pictures need
+    min_snr_gamma: float = Field(default=5.0, ge=0)  # epsilon, v: cap of the loss's weight; 0 weighs all times alike
+    zero_terminal_snr: bool = True  # v: the last step is pure noise
 
 
 class Train(Config):

@@ -14,23 +14,53 @@ from components.models.quiet import quieten
 from components.models.text_encoder import load_tokenizer, text_states, text_tower
 
 
-def make_scheduler(shift: float = 1.0) -> Any:
-    """DPM-Solver++ (Lu et al. 2022) of second order on the flow's noise levels; ``shift`` as in training."""
+NOISE_LEVELS = 1000  # diffusers counts noise levels from 0 to this
+
+
+def make_scheduler(prediction: str = "flow", shift: float = 1.0, zero_terminal_snr: bool = False) -> Any:
+    """DPM-Solver++ (Lu et al. 2022) of second order, on the noise levels of the training.
+
+    Args:
+        prediction: "flow", "epsilon" or "v". shift: of the flow's times, as in training.
+        zero_terminal_snr: "v": the last level is pure noise (Lin et al. 2024, "Common Diffusion Noise Schedules
+            and Sample Steps Are Flawed").
+    """
     from diffusers import DPMSolverMultistepScheduler
 
-    # steps_offset is not read with flow noise levels, but the stock pipeline warns of any other value
+    if prediction == "flow":
+        # steps_offset is not read with flow noise levels, but the stock pipeline warns of any other value
+        return DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, steps_offset=1
+        )
     return DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, steps_offset=1
+        **_STABLE_DIFFUSION,
+        prediction_type="epsilon" if prediction == "epsilon" else "v_prediction",
+        rescale_betas_zero_snr=zero_terminal_snr and prediction == "v",
+        timestep_spacing="trailing",  # the first step of sampling is the last noise level (same paper, sec. 3.3)
+        steps_offset=1,
     )
 
 
+_STABLE_DIFFUSION: dict[str, Any] = {  # Rombach et al. 2022, table 15
+    "num_train_timesteps": NOISE_LEVELS, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+}  # fmt: skip
+
+
+def alpha_bars(zero_terminal_snr: bool) -> Any:
+    """Cumulative products of ``1 - beta``, fp32 ``[NOISE_LEVELS]``: those that :func:`make_scheduler` samples on."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**_STABLE_DIFFUSION, rescale_betas_zero_snr=zero_terminal_snr).alphas_cumprod
+
+
 def save_pipeline(
-    folder: Path, clip: Any, tokenizer: Any, autoencoder: Any, denoiser: Any, scaling: float, shift: float = 1.0
+    folder: Path, clip: Any, tokenizer: Any, autoencoder: Any, denoiser: Any, scaling: float, scheduler: Any = None
 ) -> None:
     """Write a folder that ``DiffusionPipeline.from_pretrained`` opens without any code of this project.
 
     Args:
         scaling: latents times this have unit variance (Rombach et al. 2022, sec. G).
+        scheduler: as :func:`make_scheduler` gives it; that of flow matching by default.
     """
     quieten()
     from diffusers import StableDiffusionPipeline
@@ -41,7 +71,7 @@ def save_pipeline(
         text_encoder=text_tower(clip),
         tokenizer=tokenizer,
         unet=denoiser,
-        scheduler=make_scheduler(shift),
+        scheduler=scheduler or make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

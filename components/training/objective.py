@@ -41,6 +41,41 @@ def flow_loss(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), flow_target(data, noise).float())
 
 
+def diffuse(data: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """``z_t = sqrt(a) x_0 + sqrt(1 - a) eps`` (Ho et al. 2020, eq. 4). ``alpha_bar`` is ``[N]``, 1 data, 0 noise."""
+    a = alpha_bar.view(-1, *[1] * (data.ndim - 1))
+    return a.sqrt() * data + (1 - a).sqrt() * noise
+
+
+def v_target(data: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """``v = sqrt(a) eps - sqrt(1 - a) x_0`` (Salimans & Ho 2022, sec. 4)."""
+    a = alpha_bar.view(-1, *[1] * (data.ndim - 1))
+    return a.sqrt() * noise - (1 - a).sqrt() * data
+
+
+def min_snr_weight(alpha_bar: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Weight ``[N]`` of the squared error that amounts to ``min(snr, gamma)`` on the error of ``x_0``.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", sec. 3.4: divided by ``snr``
+    for "epsilon" and by ``snr + 1`` for "v". ``gamma`` 0 gives ones.
+    """
+    if gamma == 0:
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    if prediction == "v":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1.0)  # without snr / snr, which is not a number where snr is 0
+
+
+def diffusion_loss(
+    predicted: Tensor, data: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: str, gamma: float
+) -> Tensor:
+    """Weighted mean squared error of the predicted noise ("epsilon") or velocity ("v"). Scalar."""
+    target = noise if prediction == "epsilon" else v_target(data, noise, alpha_bar)
+    error = (predicted.float() - target.float()).square().flatten(1).mean(1)
+    return (error * min_snr_weight(alpha_bar, gamma, prediction)).mean()
+
+
 def contrastive_loss(
     images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, first: int
 ) -> Tensor:

@@ -24,7 +24,7 @@ _TEXT, _AUTOENCODER, _DENOISER = 11, 12, 13  # added to the recipe's seed: every
 _SHAPE = {  # what a champion and its successor must share
     "text_encoder": ("width", "layers", "image_layers", "heads", "patch"),
     "autoencoder": ("channels", "layers_per_block", "norm_groups", "attention", "latent_channels"),
-    "denoiser": ("channels", "layers_per_block", "norm_groups", "heads", "cross_attention"),
+    "denoiser": ("channels", "layers_per_block", "norm_groups", "heads", "cross_attention", "objective"),
 }
 
 
@@ -137,11 +137,12 @@ def assemble_model(
     def build(draft: Draft) -> Outcome:
         from components.models.autoencoder import load_autoencoder
         from components.models.denoiser import load_denoiser
-        from components.models.pipeline import save_pipeline
+        from components.models.pipeline import make_scheduler, save_pipeline
         from components.models.text_encoder import load_clip, load_tokenizer
 
         latents = ctx.store.by_digest("latents", denoiser.manifest.inputs["latents"])
         scaling = json.loads(latents.path("latents.json").read_text())["scaling"]
+        chosen = denoiser.manifest.config  # what it was trained for decides how it is sampled
         save_pipeline(
             draft.dir,
             load_clip(text_encoder.local() / "model"),
@@ -149,6 +150,7 @@ def assemble_model(
             load_autoencoder(autoencoder.local() / "model"),
             load_denoiser(denoiser.local() / "model"),
             scaling,
+            make_scheduler(chosen["objective"], chosen["time_shift"], chosen["zero_terminal_snr"]),
         )
         stages = {"text_encoder": text_encoder, "autoencoder": autoencoder, "denoiser": denoiser}
         trainings = {

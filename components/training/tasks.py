@@ -16,6 +16,7 @@ from components.contracts.recipe import Autoencoder, Denoiser, TextEncoder
 from components.models import autoencoder as autoencoders
 from components.models import denoiser as denoisers
 from components.models import text_encoder as encoders
+from components.models.pipeline import NOISE_LEVELS, alpha_bars
 from components.training import objective
 from components.training.samples import load_captions, load_ids, load_latents, load_pictures
 from components.training.texts import load_states
@@ -157,22 +158,33 @@ class AutoencoderTask:
         return {"pixels": _pixels(self._data.take(indices[mine])), "noise": noise[mine]}
 
 
-class Flow(nn.Module):
-    """The denoiser with the flow matching loss."""
+class Denoise(nn.Module):
+    """The denoiser with the loss of its objective."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, config: Denoiser) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, config
+        if config.objective != "flow":
+            levels = alpha_bars(config.objective == "v" and config.zero_terminal_snr)
+            self.register_buffer("alpha_bars", levels, persistent=False)
 
     def finished(self) -> Any:
         """The denoiser."""
         return self.model
 
     def forward(self, data: Tensor, noise: Tensor, times: Tensor, states: Tensor) -> dict[str, Tensor]:
-        noisy = objective.interpolate(data, noise, times)
-        steps = times * 1000  # diffusers counts the noise level from 0 to 1000
-        predicted = self.model(noisy, steps, encoder_hidden_states=states, return_dict=False)[0]
-        return {"loss": objective.flow_loss(predicted, data, noise)}
+        kind = self.config.objective
+        if kind == "flow":
+            noisy, levels = objective.interpolate(data, noise, times), times * NOISE_LEVELS
+        else:
+            levels = (times * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
+            alpha_bar = self.alpha_bars[levels]  # type: ignore[index]
+            noisy = objective.diffuse(data, noise, alpha_bar)
+        predicted = self.model(noisy, levels, encoder_hidden_states=states, return_dict=False)[0]
+        if kind == "flow":
+            return {"loss": objective.flow_loss(predicted, data, noise)}
+        gamma = self.config.min_snr_gamma
+        return {"loss": objective.diffusion_loss(predicted, data, noise, alpha_bar, kind, gamma)}
 
 
 @dataclass
@@ -194,9 +206,10 @@ class DenoiserTask:
 
     def build(self) -> nn.Module:
         if self.start:
-            return Flow(denoisers.load_denoiser(self.start))
+            return Denoise(denoisers.load_denoiser(self.start), self.config)
         width = encoders.load_clip(self.clip).config.text_config.hidden_size
-        return Flow(denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width))
+        model = denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width)
+        return Denoise(model, self.config)
 
     def open(self, module: nn.Module, device: torch.device) -> list[int]:
         tokenizer = encoders.load_tokenizer(self.tokenizer)
@@ -220,7 +233,7 @@ class DenoiserTask:
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
         mean, logvar, ids, states, empty, tower, device = self._data
         count, shape = len(indices), (len(indices), *mean.shape(indices))
-        times = objective.logit_normal_times(count, self.config.time_mean, self.config.time_std, draws)
+        times = self._times(count, draws)
         noise, jitter = torch.randn(shape, generator=draws), torch.randn(shape, generator=draws)
         dropped = torch.rand(count, generator=draws) < self.config.caption_dropout
         chosen = torch.from_numpy(indices[mine])
@@ -228,6 +241,13 @@ class DenoiserTask:
         text = encoders.text_states(tower, ids[chosen].to(device)) if states is None else states[chosen].float()
         text = torch.where(dropped[mine].view(-1, 1, 1).to(text.device), empty.to(text.device), text)
         return {"data": sampled * self.scaling, "noise": noise[mine], "times": times[mine], "states": text}
+
+    def _times(self, count: int, draws: torch.Generator) -> Tensor:
+        """``[count]`` in 0..1: logit-normal and shifted for flow matching, else uniform."""
+        if self.config.objective != "flow":
+            return torch.rand(count, generator=draws)
+        times = objective.logit_normal_times(count, self.config.time_mean, self.config.time_std, draws)
+        return objective.shift_times(times, self.config.time_shift)
 
 
 def _require_ids(what: str, found: list[str], expected: list[str]) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from components.models.pipeline import alpha_bars, make_scheduler
 from components.training import objective
 
 
@@ -38,6 +39,45 @@ def test_flow_loss_is_zero_for_the_true_velocity() -> None:
     data, noise = torch.randn(4, 2, 2, 2), torch.randn(4, 2, 2, 2)
     assert objective.flow_loss(noise - data, data, noise).item() == 0
     assert objective.flow_loss(noise - data + 2, data, noise).item() == pytest.approx(4, rel=1e-5)
+
+
+def test_diffused_data_and_v_rebuild_data_and_noise() -> None:
+    data, noise, a = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2), torch.tensor([0.9, 0.5, 0.0])
+    noisy, v = objective.diffuse(data, noise, a), objective.v_target(data, noise, a)
+    root, rest = a.sqrt().view(-1, 1, 1, 1), (1 - a).sqrt().view(-1, 1, 1, 1)
+    assert torch.allclose(root * noisy - rest * v, data, atol=1e-6)
+    assert torch.allclose(rest * noisy + root * v, noise, atol=1e-6)
+
+
+def test_min_snr_weighs_the_error_of_the_data() -> None:
+    a = torch.tensor([0.99, 0.6, 0.1])
+    snr = a / (1 - a)
+    # an error e of x_0 is an error of e * sqrt(snr) in epsilon and of e * sqrt(snr + 1) in v
+    assert torch.allclose(objective.min_snr_weight(a, 5.0, "epsilon") * snr, snr.clamp(max=5.0))
+    assert torch.allclose(objective.min_snr_weight(a, 5.0, "v") * (snr + 1), snr.clamp(max=5.0))
+    assert torch.equal(objective.min_snr_weight(a, 0.0, "v"), torch.ones(3))
+    assert objective.min_snr_weight(torch.zeros(1), 5.0, "epsilon").item() == 1.0  # at zero terminal SNR
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("flow", False), ("epsilon", False), ("v", False), ("v", True)])
+def test_the_best_prediction_samples_the_data(kind: str, zero: bool) -> None:
+    """For data of N(m, s^2) the best prediction is known; trained levels and the sampler's must be the same."""
+    mean, std, count = 0.7, 0.4, 4000
+    levels = alpha_bars(zero)
+    scheduler = make_scheduler(kind, shift=2.0 if kind == "flow" else 1.0, zero_terminal_snr=zero)
+    scheduler.set_timesteps(60)
+    z = torch.randn(count, 1, generator=torch.Generator().manual_seed(0))
+    for step in scheduler.timesteps:
+        t = step.double() / 1000
+        a, b = (1 - t, t) if kind == "flow" else (levels[step].double().sqrt(), (1 - levels[step].double()).sqrt())
+        z = z.double()
+        data = mean + std**2 * a * (z - a * mean) / (a**2 * std**2 + b**2)  # E[x_0 | z]
+        noise = (z - a * data) / b.clamp(min=1e-8)
+        predicted = {"flow": noise - data, "epsilon": noise, "v": a * noise - b * data}[kind]
+        z = scheduler.step(predicted, step, z, return_dict=False)[0]
+    # without zero terminal SNR the last level holds a little signal, which pure noise lacks (Lin et al. 2024)
+    assert z.mean().item() == pytest.approx(mean, abs=0.02 if kind == "flow" or zero else 0.1)
+    assert z.std().item() == pytest.approx(std, abs=0.03)
 
 
 def test_contrastive_loss_of_orthogonal_pairs() -> None:
