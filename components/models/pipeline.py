@@ -13,7 +13,6 @@ from components.contracts.errors import ArtifactError, InputError
 from components.models.quiet import quieten
 from components.models.text_encoder import load_tokenizer, text_states, text_tower
 
-
 NOISE_LEVELS = 1000  # diffusers counts noise levels from 0 to this
 
 
