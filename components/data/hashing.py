@@ -19,7 +19,6 @@ _SHARPNESS_SIDE = 256  # sharpness is measured with the shorter side reduced to 
 _SCALED_SIDE = 64  # a JPEG is decoded at a scale that leaves its shorter side this long, for its hash
 _FREQUENCIES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(32) + 1) / 64)  # the 8 lowest of a DCT of 32
 _ODD = np.where(np.arange(8) % 2, -1.0, 1.0)  # mirrors a picture in the frequency domain
-_EXIF_WITHIN = 1 << 17  # bytes: an Exif segment has at most 64 KiB and stands near the beginning
 _ORIENTATION = 0x0112  # of EXIF
 
 Grey = npt.NDArray[np.uint8]  # (height, width)
@@ -131,10 +130,20 @@ def _scaled_grey(data: bytes, max_pixels: int) -> Grey | None:
         return None
     side = min(_SCALED_SIDE, width, height)
     grey = simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=side, min_width=side)[:, :, 0]
-    if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+    if not _may_be_turned(data):
         return np.ascontiguousarray(grey)
     orientation = Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1)
     return np.ascontiguousarray(_upright(grey, orientation), dtype=np.uint8)
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """False if a JPEG's segments before its scan hold no EXIF."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        if data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[at : at + 1] != b"\xff"  # of an unusual order of segments another reader may make more
 
 
 def _upright(grey: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -102,22 +102,23 @@ class Scores:
         self._starts = np.concatenate([[0], np.cumsum([t.num_rows for t in tables], dtype=np.int64)]).astype(np.int64)
         self.sources = np.repeat(np.array([p.source for p in self._parts], dtype=np.int32), np.diff(self._starts))
         table = pa.concat_tables(tables) if tables else SCORE_SCHEMA.empty_table().select(names)
-        del tables
-        self.rows: Ints = _numbers(table["row"], 0, np.int64)
-        self.ids: npt.NDArray[np.uint64] = _numbers(table["id"], 0, np.uint64)
-        self.urls = _texts(table["url"])
-        self.captions = _texts(table["clean"])
-        self.sha256 = _texts(table["sha256"])
-        self.pixel_sha256 = _texts(table["pixel_sha256"])
-        self.decoded: npt.NDArray[np.bool_] = table["kept_width"].is_valid().to_numpy()
-        self.kept_widths: npt.NDArray[np.int32] = _numbers(table["kept_width"], 0, np.int32)
-        self.kept_heights: npt.NDArray[np.int32] = _numbers(table["kept_height"], 0, np.int32)
-        self.widths: npt.NDArray[np.int32] = _numbers(table["width"], 0, np.int32)
-        self.heights: npt.NDArray[np.int32] = _numbers(table["height"], 0, np.int32)
-        self.quality: npt.NDArray[np.int16] = _numbers(table["quality"], -1, np.int16)
-        self.phash: npt.NDArray[np.uint64] = _numbers(table["phash"], 0, np.uint64)
-        self.phash_mirror: npt.NDArray[np.uint64] = _numbers(table["phash_mirror"], 0, np.uint64)
-        del table
+        columns = {name: table[name] for name in names}
+        del tables, table
+        take = columns.pop  # what has been copied is freed, and its memory serves the next column
+        self.urls = _texts(take("url"))
+        self.captions = _texts(take("clean"))
+        self.sha256 = _texts(take("sha256"))
+        self.pixel_sha256 = _texts(take("pixel_sha256"))
+        self.rows: Ints = _numbers(take("row"), 0, np.int64)
+        self.ids: npt.NDArray[np.uint64] = _numbers(take("id"), 0, np.uint64)
+        self.decoded: npt.NDArray[np.bool_] = columns["kept_width"].is_valid().to_numpy()
+        self.kept_widths: npt.NDArray[np.int32] = _numbers(take("kept_width"), 0, np.int32)
+        self.kept_heights: npt.NDArray[np.int32] = _numbers(take("kept_height"), 0, np.int32)
+        self.widths: npt.NDArray[np.int32] = _numbers(take("width"), 0, np.int32)
+        self.heights: npt.NDArray[np.int32] = _numbers(take("height"), 0, np.int32)
+        self.quality: npt.NDArray[np.int16] = _numbers(take("quality"), -1, np.int16)
+        self.phash: npt.NDArray[np.uint64] = _numbers(take("phash"), 0, np.uint64)
+        self.phash_mirror: npt.NDArray[np.uint64] = _numbers(take("phash_mirror"), 0, np.uint64)
         pa.default_memory_pool().release_unused()
 
     @classmethod

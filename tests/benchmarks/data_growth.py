@@ -94,6 +94,8 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
     gate = Gate(folder / "docs")  # opening it costs the same for any number of rows
 
     def timed(step: str, work: Callable[[], Any]) -> Any:
+        # a small table would fit into what the step before has left of warm memory, a large one would not
+        pa.default_memory_pool().release_unused()
         started = time.process_time()
         result = work()
         seconds[step] = round(time.process_time() - started, 3)
