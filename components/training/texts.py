@@ -26,7 +26,6 @@ from components.runtime.progress import Progress
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
 from components.training.latents import mended_stage
-from components.training.samples import by_size, parts, sizes_of, table
 
 DTYPE = "<f2"
 TEXT_SCHEMA = pa.schema(
@@ -70,6 +69,8 @@ def load_states(texts: Path, length: int) -> tuple[list[str], Any]:
         ArtifactError: a row does not match its checksum.
     """
     import torch
+
+    from components.training.samples import by_size, sizes_of, table
 
     rows = table(texts, TEXT_SCHEMA.names)
     at = np.concatenate([places for _, places in by_size(sizes_of(rows))])
@@ -136,6 +137,8 @@ def _states(folder: str, tokens: list[list[int]]) -> list[Any]:
 
 def _encode_all(dataset: Path, job: Job, run: Run) -> int:
     """Encode every file of the dataset; returns the number of rows."""
+    from components.training.samples import parts
+
     pieces = [{"path": str(path), "name": path.name} for path in parts(dataset)]
     progress = Progress("encode texts", sum(pq.read_metadata(piece["path"]).num_rows for piece in pieces), "captions")
     done = 0
