@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.contracts.errors import ArtifactError
 from components.models.text_encoder import pad_tokens
@@ -137,3 +137,15 @@ def load_latents(latents: Path, channels: int) -> tuple[Buckets[Tensor], Buckets
         return Buckets(blocks)
 
     return grids("mean"), grids("logvar")
+
+
+def to_pixels(pictures: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 ``[N, H, W, 3]`` to float ``[N, 3, H, W]`` in -1..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def squeezed(pixels: Tensor, side: int) -> Tensor:
+    """Pictures of another shape squeezed into ``side`` x ``side``, as the judge's extractor looks at them."""
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp_(-1, 1)

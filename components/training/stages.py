@@ -53,7 +53,7 @@ def train_text_encoder(
     _same_tokenizer(dataset, start)
 
     def build(draft: Draft) -> Outcome:
-        from components.training.tasks import TextEncoderTask
+        from components.training.task_text_encoder import TextEncoderTask
 
         task = TextEncoderTask(section, dataset.local(), side_of(dataset), _model_of(start), name=_words(kind))
         outcome = _train(ctx, draft, task, _plan(ctx, section, seen, _TEXT + seed_offset), dataset)
@@ -76,7 +76,7 @@ def train_autoencoder(ctx: Context, dataset: Artifact, start: Artifact | None = 
     _same_shape("autoencoder", section, start)
 
     def build(draft: Draft) -> Outcome:
-        from components.training.tasks import AutoencoderTask
+        from components.training.task_autoencoder import AutoencoderTask
 
         require_multiple(dataset, 2 ** (len(section.channels) - 1), "autoencoder")
         task = AutoencoderTask(section, dataset.local(), side_of(dataset), _model_of(start))
@@ -108,7 +108,7 @@ def train_denoiser(
     _same_shape("denoiser", section, start)
 
     def build(draft: Draft) -> Outcome:
-        from components.training.tasks import DenoiserTask
+        from components.training.task_denoiser import DenoiserTask
 
         facts = json.loads(latents.path("latents.json").read_text())
         factor = side_of(dataset) // facts["size"]

@@ -147,7 +147,9 @@ def test_pictures_of_several_sizes_are_trained_on_together(tmp_path: Path) -> No
     """The three tasks, in this process, on a dataset of three buckets."""
     from components.training.encoding import Job, encode_piece
     from components.training.loop import train
-    from components.training.tasks import AutoencoderTask, DenoiserTask, TextEncoderTask
+    from components.training.task_autoencoder import AutoencoderTask
+    from components.training.task_denoiser import DenoiserTask
+    from components.training.task_text_encoder import TextEncoderTask
 
     config = _recipe(tmp_path).train
     sizes = ((16, 16), (24, 8), (8, 24))
