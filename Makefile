@@ -37,6 +37,15 @@ test-fast: $(INSTALLED)  ## Unit tests only
 bench-data: $(INSTALLED)  ## Figures of collecting and preparing beside their rivals, in docs/benchmarks/data.md
 	$(BIN)/python -m tests.benchmarks.data $(PARTS)
 
+bench-train: $(INSTALLED)  ## Figures of the training engine, in docs/benchmarks/train.md; PARTS=fidelity, PARTS=gpu for the long ones
+	$(BIN)/python -m tests.benchmarks.train $(PARTS)
+
+bench-ablations: $(INSTALLED)  ## The choices behind the training's defaults, in docs/benchmarks/ablations; goes on where it stopped
+	$(BIN)/python -m tests.benchmarks.ablations $(ARGS)
+
+ladder: $(INSTALLED)  ## All families at equal wall time, in docs/benchmarks/ladder; MINUTES=20 a family, PARTS="families ablation"
+	$(BIN)/python -m tests.benchmarks.ladder $(PARTS)
+
 lint: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +63,4 @@ constraints: $(INSTALLED)  ## Write constraints.txt from what .venv holds now
 clean:  ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
 
-.PHONY: help install demo test test-fast bench-data lint format constraints clean
+.PHONY: help install demo test test-fast bench-data bench-train bench-ablations ladder lint format constraints clean

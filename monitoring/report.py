@@ -20,12 +20,12 @@ from components.runtime.storage import Artifact, write_bytes
 STAGES = {  # kinds of artifacts by the stage that makes them
     "collect": ("collection",),
     "prepare": ("dataset",),
-    "train": ("text_encoder", "autoencoder", "latents", "denoiser", "model"),
+    "train": ("text_encoder", "autoencoder", "latents", "denoiser", "cnn", "vae", "gan", "model"),
     "assess": ("judge_clip", "judge", "assessment"),
     "release": ("release",),
     "watch": ("drift",),
 }
-TRAININGS = ("text_encoder", "autoencoder", "denoiser", "judge_clip")
+TRAININGS = ("text_encoder", "autoencoder", "denoiser", "cnn", "vae", "gan", "judge_clip")
 PAIRS = {"new": 8, "known": 4}  # prompts shown before and after, by prompt set
 
 
@@ -276,7 +276,7 @@ def _curves(turn: Round) -> dict[str, list[dict[str, float]]]:
     return {
         name: json.loads(turn.artifacts[name].path("curve.json").read_text())
         for name in TRAININGS
-        if name in turn.artifacts
+        if name in turn.artifacts and "curve.json" in turn.artifacts[name].manifest.files  # else it was loaded
     }
 
 

@@ -88,10 +88,11 @@ def window(logbook: pa.Table, model_version: str) -> pa.Table:
     """One row a request that ``model_version`` answered or failed, in order of time, the latest :data:`RECENT`.
 
     A request for several pictures has several rows and counts once. Requests refused for the client's fault
-    (status 400 to 499) say nothing about the model.
+    (status 400 to 499) say nothing about the model, nor do those drawn in a style: their subjects have names that no
+    training caption has, and pictures that the model alone does not draw.
     """
     status = logbook["status"]
-    ours = pc.equal(logbook["model_version"], model_version)
+    ours = pc.and_(pc.equal(logbook["model_version"], model_version), pc.is_null(logbook["style"]))
     answered = pc.or_(pc.less(status, 400), pc.greater_equal(status, 500))
     rows = logbook.filter(pc.and_(ours, answered)).sort_by([("time", "ascending"), ("request_id", "ascending")])
     first = {request: i for i, request in reversed(list(enumerate(rows["request_id"].to_pylist())))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.evaluation import assess as assessing
 from components.evaluation.judge import make_judge
 from components.evaluation.prompts import heldout_prompts
+from components.evaluation.retrieval import measure_encoder
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.training import stages
@@ -16,7 +17,10 @@ from pipelines.train import train
 def judge(ctx: Context, dataset: Artifact) -> Artifact:
     """The judge of ``dataset``: a CLIP trained apart from the models it judges, prompts, reference moments."""
     protocol = ctx.recipe.assess
-    clip = stages.train_text_encoder(ctx, dataset, kind="judge_clip", seed_offset=1, images=protocol.judge_images)
+    eyes = ctx.recipe.train.text_encoder.model_copy(update={"losses": "contrastive"})
+    clip = stages.train_text_encoder(
+        ctx, dataset, None, "judge_clip", 1, eyes, protocol.judge_images, measure=measure_encoder
+    )
     return make_judge(ctx, clip, dataset, heldout_prompts(ctx, dataset))
 
 

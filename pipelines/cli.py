@@ -15,6 +15,7 @@ from pipelines import (
     end_to_end,
     finetune,
     forget,
+    lineage,
     looking,
     prepare,
     release,
@@ -61,6 +62,7 @@ app.command("finetune", rich_help_panel=STAGES)(finetune.command)
 app.command("demo", rich_help_panel=LOOK)(demo.command)
 app.command("status", rich_help_panel=LOOK)(looking.status)
 app.command("generate", rich_help_panel=LOOK)(looking.generate)
+app.command("lineage", rich_help_panel=LOOK)(lineage.command)
 app.command("inspect", rich_help_panel=LOOK)(looking.inspect)
 app.command("forget", rich_help_panel=LOOK)(forget.command)
 app.command("recipe", rich_help_panel=LOOK)(looking.recipe)

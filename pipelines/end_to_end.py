@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.evaluation import release as releasing
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
+from components.training.rules import check_recipe
 from pipelines.assess import judge
 from pipelines.collect import collect
 from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
@@ -17,6 +18,7 @@ STAGES: tuple[str, ...] = ("collect", "prepare", "train", "assess", "release")
 
 def end_to_end(ctx: Context) -> Artifact:
     """From the recipe's source to the gate's record of the model made of it."""
+    check_recipe(ctx.recipe)  # before hours of collecting
     collection = collect(ctx)
     dataset = prepare(ctx, [collection])
     model = train(ctx, dataset)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from components.contracts.errors import ArtifactError, InputError
 from components.evaluation import release as releasing
+from components.evaluation.styles import find_style
+from components.models.adapters import WEIGHTS
 from components.runtime.lineage import digests
 from components.runtime.storage import Artifact
 from pipelines.options import DebugOption, RecipeOption, SetOption, context
@@ -67,6 +70,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones count up.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps; default of the recipe.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, max=50.0, help="Guidance scale.")] = None,
+    style: Annotated[str | None, typer.Option(help="Of `atelier finetune --list`, by its name.")] = None,
     overrides: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -74,23 +78,27 @@ def generate(
     import numpy as np
     from PIL import Image
 
-    from components.models.pipeline import Generator
+    from components.models.families import load_generator
 
     ctx = context(recipe, overrides, debug)
     if not prompt.strip():
         raise InputError("The prompt is empty", remedy='say what to draw, such as "a red star"')
+    if any("\ud800" <= c <= "\udfff" for c in prompt):  # bytes of the command line that are no text
+        raise InputError("The prompt is not UTF-8", remedy="write it in UTF-8, or set the terminal to it")
     if not output.absolute().parent.is_dir():
         raise InputError(f"The folder of {output} does not exist", remedy="make it, or choose another --output")
     version, model = releasing.require_champion(ctx)
     model.verify()
-    generator = Generator.load(model.local())
+    adapter = find_style(ctx, style, model.digest) if style else None
+    generator: Any = load_generator(model.local())
     started = time.monotonic()
-    images = generator.generate(
-        [prompt] * number,
-        list(range(seed, seed + number)),
-        steps=steps or ctx.recipe.serve.default_steps,
-        guidance_scale=guidance or ctx.recipe.serve.default_guidance,
-    )
+    with generator.styled(adapter.digest, adapter.path("model/" + WEIGHTS).parent) if adapter else nullcontext():
+        images = generator.generate(
+            [prompt] * number,
+            list(range(seed, seed + number)),
+            steps=steps or ctx.recipe.serve.default_steps,
+            guidance_scale=guidance or ctx.recipe.serve.default_guidance,
+        )
     sheet = Image.fromarray(np.concatenate(list(images), axis=1))
     scale = max(1, 256 // generator.image_size)
     sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(output)

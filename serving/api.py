@@ -16,7 +16,16 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.generation import Generation, Service, authorise, no_model
-from serving.schemas import ApiError, ErrorBody, ErrorResponse, ImageRequest, ImagesResponse, Model, ModelList
+from serving.schemas import (
+    ApiError,
+    ErrorBody,
+    ErrorResponse,
+    ImageRequest,
+    ImagesResponse,
+    Model,
+    ModelList,
+    StyleList,
+)
 
 PLAYGROUND = Path(__file__).resolve().parent / "playground"
 _log = logging.getLogger("ray.serve")
@@ -66,12 +75,16 @@ def _add_models(app: FastAPI, service: Service) -> None:
     def model() -> Model:
         if (served := service.engine.served) is None:
             raise no_model()
-        size = served.generator.image_size
+        generator = served.generator
+        size = generator.image_size
         return Model(
             id=service.limits.model,
             created=int(served.loaded_at),
             version=served.version,
             size=f"{size}x{size}",
+            family=generator.family,
+            uses_steps=generator.uses_steps,
+            uses_seed=generator.uses_seed,
         )
 
     @app.get("/v1/models")
@@ -79,6 +92,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """The models served: none before the first release."""
         authorise(service, request)
         return ModelList(data=[model()] if service.engine.served else [])
+
+    @app.get("/v1/styles")
+    def styles(request: Request) -> StyleList:
+        """The styles that were trained for this model; those that are not available fit another version of it."""
+        authorise(service, request)
+        served = service.engine.served
+        return StyleList(data=service.styles.listing(served) if service.styles and served else [])
 
     @app.get("/v1/models/{name}")
     def one_model(name: str, request: Request) -> Model:
@@ -151,6 +171,8 @@ def _add_playground(app: FastAPI, service: Service) -> None:
             "model": service.limits.model,
             "model_version": served.version if served else None,
             "image_size": served.generator.image_size if served else None,
+            "uses_steps": served.generator.uses_steps if served else True,
+            "uses_seed": served.generator.uses_seed if served else True,
             "key_required": service.keys is not None,
             "default_steps": serve.default_steps,
             "max_steps": serve.max_steps,

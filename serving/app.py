@@ -18,28 +18,25 @@ from ray import serve
 
 from components.contracts.errors import AtelierError, InputError, RuntimeUnavailable
 from components.contracts.recipe import Recipe
+from components.evaluation.signing import Keys
+from components.evaluation.vouching import policy_digest
+from components.models.families import load_generator
 from components.runtime.cluster import apply_quiet_environment, ray_session
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from serving.api import build_api
 from serving.auth import KeyRing, list_keys, make_key
-from serving.engine import Engine, ImageGenerator
+from serving.engine import Engine
 from serving.follower import Follower
 from serving.generation import Service
 from serving.logbook import Logbook
 from serving.metrics import Metrics
 from serving.schemas import Limits
+from serving.styles import StyleBook
 
 APP = "atelier"
 REQUEST_TIMEOUT_S = 300.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def _load(folder: Path) -> ImageGenerator:
-    from components.models.pipeline import Generator
-
-    generator: ImageGenerator = Generator.load(folder)
-    return generator
 
 
 @serve.ingress()
@@ -68,10 +65,15 @@ class Replica:
             timeout_s=REQUEST_TIMEOUT_S,
         )
         name = recipe.release.model_name
-        self._follower = Follower(registry, recipe.name, name, load=_load, switch=self._engine.swap, metrics=metrics)
+        self._follower = Follower(
+            registry, recipe.name, name, load=load_generator, switch=self._engine.swap, metrics=metrics,
+            keys=Keys(Path(home)), policy=policy_digest(recipe.release),
+        )  # fmt: skip
         keys = KeyRing(Path(home) / "keys.json") if require_key else None
-        limits = Limits(recipe.serve, name)
-        self._service = Service(limits, self._engine, self._follower, self._logbook, metrics, keys, REQUEST_TIMEOUT_S)
+        limits, styles = Limits(recipe.serve, name), StyleBook(registry, recipe.name, name, Keys(Path(home)))
+        self._service = Service(
+            limits, self._engine, self._follower, self._logbook, metrics, keys, REQUEST_TIMEOUT_S, styles
+        )
         self._follower.start()  # loads the champion there is, before the first request is let in
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls this after the constructor
@@ -300,7 +302,7 @@ def _watch(server: Server) -> None:
         now = server.status()
         if now["served"] != before["served"]:
             say(f"serve: now version {now['served']}")
-        for name in ("registry_error", "refused_why"):
+        for name in ("registry_error", "refused_why", "forced"):
             if now[name] != before[name]:
                 say(f"serve: {now[name] or name.partition('_')[0] + ': well again'}")
         before = now

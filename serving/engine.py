@@ -12,40 +12,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.models.families import ImageGenerator
 from serving.metrics import Metrics
-from serving.schemas import Order
+from serving.schemas import Lora, Order
 
 _log = logging.getLogger("ray.serve")
-
-
-class ImageGenerator(Protocol):
-    """What the engine needs of a model; :class:`components.models.pipeline.Generator` is one."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures, in pixels."""
-
-    def truncated(self, prompt: str) -> bool:
-        """Whether the text encoder reads only the beginning of ``prompt``."""
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        guidance_scale: float,
-        negative_prompts: Sequence[str] | None = None,
-    ) -> NDArray[np.uint8]:
-        """One picture a prompt: uint8 (N, H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +41,9 @@ class Drawn:
     """The pictures of one order, uint8 (N, H, W, 3), and the model that drew them."""
 
     pixels: NDArray[np.uint8]
-    truncated: bool
+    truncated: bool  # the prompt was cut
     served: Served
+    negative_truncated: bool = False
 
 
 class NoModel(Exception):
@@ -92,11 +71,13 @@ class _Job:
     begun: int = 0  # pictures handed to a batch
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
     truncated: bool = False
+    negative_truncated: bool = False
 
     @property
-    def key(self) -> tuple[int, int, float]:
+    def key(self) -> tuple[int, int, float, str]:
         """Orders with equal keys can be drawn in one batch."""
-        return id(self.served), self.order.steps, self.order.guidance_scale
+        style = self.order.style.digest if self.order.style else ""
+        return id(self.served), self.order.steps, self.order.guidance_scale, style
 
 
 @dataclass(frozen=True)
@@ -239,7 +220,8 @@ class Engine:
             if part.stop == len(part.job.order.seeds):
                 job = part.job
                 with contextlib.suppress(InvalidStateError):  # cancelled while it was drawn
-                    job.future.set_result(Drawn(np.concatenate(job.pixels), job.truncated, job.served))
+                    whole = np.concatenate(job.pixels)
+                    job.future.set_result(Drawn(whole, job.truncated, job.served, job.negative_truncated))
 
     def _drop(self, job: _Job, error: Exception) -> None:
         with self._changed:
@@ -252,7 +234,7 @@ class Engine:
 
 
 def _generate(batch: list[_Part]) -> NDArray[np.uint8]:
-    """One picture for every seed of ``batch``, whose parts share model, steps and guidance."""
+    """One picture for every seed of ``batch``, whose parts share model, style, steps and guidance."""
     first = batch[0].job
     generator, size = first.served.generator, first.served.generator.image_size
     prompts: list[str] = []
@@ -262,19 +244,29 @@ def _generate(batch: list[_Part]) -> NDArray[np.uint8]:
         order = part.job.order
         # asked here, because a tokenizer must not be used by two threads at once
         part.job.truncated = generator.truncated(order.prompt)
+        part.job.negative_truncated = generator.truncated(order.negative_prompt or "")
         prompts += [order.prompt] * (part.stop - part.start)
         negatives += [order.negative_prompt or ""] * (part.stop - part.start)
         seeds += order.seeds[part.start : part.stop]
-    pixels = generator.generate(
-        prompts,
-        seeds,
-        steps=first.order.steps,
-        guidance_scale=first.order.guidance_scale,
-        negative_prompts=negatives if any(negatives) else None,
-    )
+    with _styled(generator, first.order.style):
+        pixels = generator.generate(
+            prompts,
+            seeds,
+            steps=first.order.steps,
+            guidance_scale=first.order.guidance_scale,
+            negative_prompts=negatives if any(negatives) else None,
+        )
     if pixels.shape != (len(seeds), size, size, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"the model gave {pixels.dtype} {pixels.shape}, expected uint8 {(len(seeds), size, size, 3)}")
     return pixels
+
+
+def _styled(generator: Any, style: Lora | None) -> contextlib.AbstractContextManager[None]:
+    """The style's adapter is in effect inside; without one the model is exactly its own."""
+    if style is None:
+        return contextlib.nullcontext()
+    on: contextlib.AbstractContextManager[None] = generator.styled(style.digest, style.folder)
+    return on
 
 
 def _fail(job: _Job, error: Exception) -> None:

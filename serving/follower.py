@@ -1,4 +1,7 @@
-"""Follows the registry's champion: notices a new one, checks it, loads it beside the old, hands it over."""
+"""Follows the registry's champion: notices a new one, checks it, loads it beside the old, hands it over.
+
+An alias alone moves nothing: the gate must vouch for the version, see :mod:`components.evaluation.vouching`.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ from pydantic import ValidationError
 
 from components.contracts.errors import ArtifactError, AtelierError, RegistryError
 from components.contracts.manifest import MANIFEST_NAME, Manifest, digest_of
+from components.evaluation.signing import Keys
+from components.evaluation.vouching import vouched
+from components.models.families import ImageGenerator, index_of
 from components.runtime.storage import Artifact
 from components.runtime.tracking import ModelVersion, Tracker
-from serving.engine import ImageGenerator, Served
+from serving.engine import Served
 from serving.metrics import Metrics
 
 CHAMPION = "champion"
@@ -27,24 +33,27 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class FollowerState:
-    """What the follower knows. ``registry_error`` and ``refused`` are for people; None when all is well."""
+    """What the follower knows. ``registry_error``, ``refused`` and ``forced`` are for people; None when all is well."""
 
     served: str | None = None  # version
     loading: str | None = None  # version
     refused: str | None = None  # version that could not be loaded
     refused_why: str | None = None
     registry_error: str | None = None
+    forced: str | None = None  # why the served version was released in spite of the gate's verdict
 
 
 class Follower:
     """Looks at the champion alias of ``model`` every ``every_s`` seconds, on a thread of its own.
 
-    A registry that does not answer, an alias that vanished, or a champion that is damaged or does not load
-    changes nothing in what is served; it is kept in :attr:`state`, counted and logged.
+    A registry that does not answer, an alias that vanished, or a champion that is damaged, does not load or that
+    the gate does not vouch for changes nothing in what is served; it is kept in :attr:`state`, counted and logged.
 
     Args:
         load: opens a model folder; called off the serving threads.
         switch: takes the loaded model over.
+        keys: what the gate signs with.
+        policy: digest of the release policy that a champion must have passed; None takes any.
         retry_s: a champion that was refused is tried again after this long, in seconds.
     """
 
@@ -57,11 +66,14 @@ class Follower:
         load: Callable[[Path], ImageGenerator],
         switch: Callable[[Served], None],
         metrics: Metrics,
+        keys: Keys,
+        policy: str | None = None,
         every_s: float = 1.5,
         retry_s: float = 30.0,
     ) -> None:
         self._uri, self._experiment, self._model = uri, experiment, model
         self._load, self._switch, self._metrics = load, switch, metrics
+        self._keys, self._policy = keys, policy
         self._every, self._retry = every_s, retry_s
         self._tracker: Tracker | None = None
         self._retry_at = 0.0
@@ -119,12 +131,20 @@ class Follower:
                     remedy="restore the artifact, or move the champion alias to a version that is whole",
                 )
             artifact.verify()
+            assert self._tracker is not None, "the champion came from it"
+            vouch = vouched(champion, self._tracker.versions(self._model), self._keys, artifact, self._policy)
             generator = self._load(model_folder(artifact))
             warm_up(generator)
             if self._stop.is_set():
                 return
             self._switch(Served(version, generator, artifact.digest))
-            self.state = _with(self.state, served=version, refused=None, refused_why=None)
+            self.state = _with(self.state, served=version, refused=None, refused_why=None, forced=vouch.forced or None)
+            self._metrics.forced.set(bool(vouch.forced))
+            if vouch.forced:
+                _log.warning(
+                    "Version %s did not pass the gate (%s); forced by %s at %s: %s",
+                    version, vouch.verdict, vouch.by, vouch.at, vouch.forced,
+                )  # fmt: skip
             _log.warning(
                 "Serving version %s (%s), loaded in %.1f s",
                 version,
@@ -189,17 +209,12 @@ def open_artifact(url: str) -> Artifact:
 
 
 def model_folder(artifact: Artifact) -> Path:
-    """The diffusers folder in ``artifact``: where ``model_index.json`` lies.
+    """The model's folder in ``artifact``: of a diffusers pipeline, or of a cnn, vae or gan.
 
     Raises:
         ArtifactError: it holds none.
     """
-    found = [name for name in artifact.manifest.files if name.rpartition("/")[2] == "model_index.json"]
-    if len(found) != 1:
-        raise ArtifactError(
-            f"{artifact.short} holds {len(found)} files model_index.json", expected="one diffusers model"
-        )
-    return artifact.path(found[0]).parent
+    return artifact.path(index_of(list(artifact.manifest.files))).parent
 
 
 def warm_up(generator: ImageGenerator) -> None:

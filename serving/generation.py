@@ -7,7 +7,7 @@ import base64
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -20,7 +20,8 @@ from serving.follower import Follower
 from serving.logbook import Entry, Logbook, image_stats
 from serving.metrics import Metrics
 from serving.provenance import encode_png
-from serving.schemas import ApiError, ImageData, ImageRequest, ImagesResponse, Limits, Order
+from serving.schemas import ApiError, ImageData, ImageRequest, ImagesResponse, Limits, Lora, Order
+from serving.styles import StyleBook
 
 CLIENT_CLOSED = 499  # in the logbook only: the client went away before the answer
 _log = logging.getLogger("ray.serve")
@@ -37,6 +38,7 @@ class Service:
     metrics: Metrics
     keys: KeyRing | None
     timeout_s: float = 300.0
+    styles: StyleBook | None = None  # None: the only style is the model's own
 
 
 class Generation:
@@ -80,13 +82,22 @@ class Generation:
         if (served := service.engine.served) is None:
             raise no_model()
         self._served = served
-        self._order = service.limits.order(self._body, served.generator.image_size)
+        drawer = served.generator
+        self._order = service.limits.order(self._body, drawer.image_size, drawer.uses_steps, drawer.uses_seed)
+        if self._body.style not in (None, "natural"):
+            style = await run_in_threadpool(self._style, self._body.style, served)
+            self._order = replace(self._order, style=style)
         drawn = await self._draw(self._order, served)
         answer, entries = await run_in_threadpool(self._finish, self._body, self._order, drawn)
         service.logbook.append(*entries)
         service.metrics.requests.labels("200").inc()
         service.metrics.seconds.observe(time.monotonic() - self._started)
         return Response(answer, media_type="application/json")
+
+    def _style(self, name: str, served: Served) -> Lora:
+        if self._service.styles is None:
+            raise ApiError(400, "unknown_style", "No styles are served here: leave 'style' out.", param="style")
+        return self._service.styles.find(name, served)
 
     async def _draw(self, order: Order, served: Served) -> Drawn:
         try:
@@ -116,11 +127,17 @@ class Generation:
     def _finish(self, body: ImageRequest, order: Order, drawn: Drawn) -> tuple[bytes, list[Entry]]:
         """The answer as JSON, and a logbook row for every picture in it."""
         model, version = self._service.limits.model, drawn.served.version
+        style = order.style.name if order.style else None
         data: list[ImageData] = []
         entries: list[Entry] = []
         for pixels, seed in zip(drawn.pixels, order.seeds, strict=True):
-            png = encode_png(pixels, model=model, version=version, seed=seed, request_id=self._id)
-            data.append(ImageData(b64_json=base64.b64encode(png).decode(), seed=seed, truncated=drawn.truncated))
+            png = encode_png(pixels, model=model, version=version, seed=seed, request_id=self._id, style=style)
+            data.append(
+                ImageData(
+                    b64_json=base64.b64encode(png).decode(), seed=seed, truncated=drawn.truncated,
+                    negative_truncated=drawn.negative_truncated,
+                )
+            )  # fmt: skip
             entries.append(
                 self._entry(
                     200,
@@ -132,7 +149,10 @@ class Generation:
                 )
             )
         size = f"{drawn.pixels.shape[2]}x{drawn.pixels.shape[1]}"
-        answer = ImagesResponse(created=int(time.time()), data=data, model=model, model_version=version, size=size)
+        answer = ImagesResponse(
+            created=int(time.time()), data=data, model=model, model_version=version, size=size,
+            ignored=list(order.ignored), style=style,
+        )  # fmt: skip
         return answer.model_dump_json().encode(), entries
 
     def _entry(self, status: int, error: str | None, **more: Any) -> Entry:
@@ -147,6 +167,7 @@ class Generation:
             prompt=body.prompt[:longest] if body else None,
             steps=order.steps if order else None,
             guidance_scale=order.guidance_scale if order else None,
+            style=order.style.name if order and order.style else None,
             model_version=self._served.version if self._served else None,
             **({"seed": order.seeds[0] if order else None} | more),
         )

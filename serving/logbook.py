@@ -49,6 +49,7 @@ class Entry:
     truncated: bool | None = None
     image_sha256: str | None = None
     image_stats: list[float] | None = None
+    style: str | None = None
     time: datetime.datetime = field(default_factory=_now)
 
 

@@ -32,6 +32,9 @@ class Metrics:
         self.model = Gauge(
             "atelier_model_info", "1 for the model version that is served.", ["version"], registry=registry
         )
+        self.forced = Gauge(
+            "atelier_model_forced", "1 when the served model was released in spite of the gate.", registry=registry
+        )
         self.registry_up = Gauge(
             "atelier_registry_up", "1 when the last look at the registry worked.", registry=registry
         )
@@ -39,7 +42,9 @@ class Metrics:
             "atelier_registry_errors", "Looks at the registry that failed.", registry=registry
         )
         self.refused_models = Counter(
-            "atelier_refused_models", "Champions that could not be loaded.", registry=registry
+            "atelier_refused_models",
+            "Champions that could not be loaded, or that the gate does not vouch for.",
+            registry=registry,
         )
         self.logbook_errors = Counter("atelier_logbook_errors", "Logbook writes that failed.", registry=registry)
 

@@ -13,7 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
-def encode_png(pixels: NDArray[np.uint8], *, model: str, version: str, seed: int, request_id: str) -> bytes:
+def encode_png(
+    pixels: NDArray[np.uint8], *, model: str, version: str, seed: int, request_id: str, style: str | None = None
+) -> bytes:
     """``pixels`` (H, W, 3, 0..255) as a PNG with its origin in tEXt chunks. The prompt is not in it."""
     info = PngInfo()
     for name, value in {
@@ -23,6 +25,7 @@ def encode_png(pixels: NDArray[np.uint8], *, model: str, version: str, seed: int
         "model_version": version,
         "seed": str(seed),
         "request_id": request_id,
+        **({"style": style} if style else {}),
     }.items():
         info.add_text(name, value)
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -90,7 +91,9 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=1.0, le=MAX_GUIDANCE)
     negative_prompt: str | None = None
     quality: Literal["auto", "standard"] | None = None
-    style: Literal["natural"] | None = None
+    style: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description='Name of a style of GET /v1/styles; "natural" is none of them.'
+    )
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto"] | None = None
     output_format: Literal["png"] | None = None
@@ -100,12 +103,13 @@ class ImageRequest(BaseModel):
 
 
 class ImageData(BaseModel):
-    """One picture: PNG in base64, the seed that makes it again, and whether the prompt was cut."""
+    """One picture: PNG in base64, the seed that makes it again, and whether the prompts were cut."""
 
     b64_json: str
     revised_prompt: None = None
     seed: int
     truncated: bool = Field(description="The prompt is longer than the text encoder reads; its end had no effect.")
+    negative_truncated: bool = Field(default=False, description="The same of the negative prompt.")
 
 
 class ImagesResponse(BaseModel):
@@ -116,7 +120,28 @@ class ImagesResponse(BaseModel):
     model: str
     model_version: str
     size: str
+    style: str | None = None
     output_format: Literal["png"] = "png"
+    ignored: list[str] = Field(
+        default=[], description="Fields of the request that have no effect on a model of this family."
+    )
+
+
+class StyleInfo(BaseModel):
+    """One style, as ``GET /v1/styles`` lists it."""
+
+    id: str = Field(description="What the request field 'style' asks for it by.")
+    object: Literal["style"] = "style"
+    caption: str = Field(description="What its subject was called in training; empty: captions of their own.")
+    model_version: str = Field(description="That it was made for; empty where that was never registered.")
+    available: bool = Field(description="It fits the version that is served.")
+
+
+class StyleList(BaseModel):
+    """Answer of ``GET /v1/styles``."""
+
+    object: Literal["list"] = "list"
+    data: list[StyleInfo]
 
 
 class Model(BaseModel):
@@ -128,6 +153,9 @@ class Model(BaseModel):
     owned_by: str = "atelier"
     version: str
     size: str
+    family: str = Field(description="diffusion, gan, vae or cnn.")
+    uses_steps: bool = Field(description="Steps, guidance scale and negative prompt have an effect.")
+    uses_seed: bool = Field(description="False: one prompt gives one picture, whatever the seed.")
 
 
 class ModelList(BaseModel):
@@ -135,6 +163,15 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter of a style: its name, the digest of its artifact, and the local folder of its weights."""
+
+    name: str
+    digest: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -146,6 +183,8 @@ class Order:
     seeds: tuple[int, ...]  # one a picture
     steps: int
     guidance_scale: float
+    ignored: tuple[str, ...] = ()  # fields that were given and that the model has no use for
+    style: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -171,8 +210,13 @@ class Limits:
         except ValidationError as error:
             raise _explained(error.errors(include_url=False)[0]) from None
 
-    def order(self, request: ImageRequest, image_size: int) -> Order:
+    def order(self, request: ImageRequest, image_size: int, uses_steps: bool = True, uses_seed: bool = True) -> Order:
         """The order for a model that draws ``image_size`` x ``image_size`` pixels.
+
+        A model of one pass has one step and no guidance, so that all its orders can be drawn together.
+
+        Args:
+            uses_steps, uses_seed: see :class:`components.models.families.ImageGenerator`.
 
         Raises:
             ApiError: 400 or 404; a value outside the recipe's limits, or a blocked word.
@@ -208,15 +252,23 @@ class Limits:
         first = secrets.randbelow(2**31) if request.seed is None else request.seed
         return Order(
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt or None,
+            negative_prompt=(request.negative_prompt or None) if uses_steps else None,
             seeds=tuple((first + i) % (MAX_SEED + 1) for i in range(n)),
-            steps=steps,
-            guidance_scale=float(request.guidance_scale or serve.default_guidance),
+            steps=steps if uses_steps else 1,
+            guidance_scale=float(request.guidance_scale or serve.default_guidance) if uses_steps else 1.0,
+            ignored=_ignored(request, uses_steps, uses_seed),
         )
 
     def _blocked(self, prompt: str) -> str | None:
         words = set("".join(c if c.isalnum() else " " for c in _folded(prompt)).split())
         return next((word for word in self.serve.blocked_words if _folded(word) in words), None)
+
+
+def _ignored(request: ImageRequest, uses_steps: bool, uses_seed: bool) -> tuple[str, ...]:
+    """The fields that were given and that a model of this kind has no use for."""
+    unused: tuple[str, ...] = () if uses_steps else ("num_inference_steps", "guidance_scale", "negative_prompt")
+    unused += () if uses_seed else ("seed",)
+    return tuple(name for name in unused if getattr(request, name) is not None)
 
 
 def _folded(text: str) -> str:

@@ -10,13 +10,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from components.contracts.recipe_adapter import Adapter
 from components.contracts.recipe_base import Config, Fraction, PositiveInt
 from components.contracts.recipe_data import Collect, Prepare, Semantic, World
+from components.contracts.recipe_families import Cnn, Family, Gan, Model, Vae, require_side
 from components.contracts.recipe_train import Autoencoder, Denoiser, Retrain, TextEncoder, Train
 
 __all__ = [
-    "Assess", "Autoencoder", "Collect", "Config", "Denoiser", "Fraction", "PositiveInt", "Prepare", "Recipe", "Release",
-    "Retrain", "Run", "Semantic", "Serve", "TextEncoder", "Train", "Watch", "World",
+    "Adapter", "Assess", "Autoencoder", "Cnn", "Collect", "Config", "Denoiser", "Family", "Fraction", "Gan", "Model",
+    "PositiveInt", "Prepare", "Recipe", "Release", "Retrain", "Run", "Semantic", "Serve", "TextEncoder", "Train",
+    "Vae", "Watch", "World",
 ]  # fmt: skip
 
 
@@ -35,14 +38,18 @@ class Assess(Config):
 
 
 class Release(Config):
-    """The gate: floors a first model must reach, and what a challenger must keep and gain."""
+    """The gate: limits that every model must keep, and what a challenger must keep and gain."""
 
     model_name: str = "atelier"
     min_fidelity: Fraction = 0.0  # floor of prompt fidelity, where it is measured
     min_r_precision: Fraction = 0.0
+    # least and greatest value of a metric, null for none; e.g. {"memorised": [null, 0.02]}
+    limits: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     max_regression: Fraction = 0.03  # of fidelity (or R-precision) on the champion's prompts, absolute
+    must_improve: tuple[Literal["fidelity", "r_precision"], ...] = ()  # on at least one prompt set each
     max_frechet_ratio: float = Field(default=1.5, gt=0)  # challenger / champion on the same judge
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    max_turns: PositiveInt = 3  # how often the prompts are drawn, from other seeds, where that does not tell yet
 
 
 class Serve(Config):
@@ -79,8 +86,21 @@ class Run(Config):
     workers: PositiveInt = 2  # training workers
     threads_per_worker: PositiveInt = 1
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    gpu_memory_gb: float | None = Field(default=None, gt=0)  # of a worker's GPU, where this machine cannot see it
+    price_per_device_hour: float | None = Field(default=None, ge=0)  # of a GPU or worker; None: no cost is shown
+    sheet_images: int = Field(default=8, ge=0, le=64)  # pictures on each sample sheet of a training; 0: none
     zero_stage: Literal[0, 1, 2, 3] = 1
+    min_workers: PositiveInt | None = None  # elastic: train on so many to run.workers, as there is room; None: fixed
+    max_failures: int = Field(default=2, ge=0)  # of workers or nodes, after which a training starts again by itself
+    launcher: Literal["ray", "here"] = "ray"  # here: in this process, or on the ranks of torchrun, without Ray Train
+    offload: Literal["none", "cpu"] = "none"  # cpu: master weights and optimiser state in host memory
+    accumulate: PositiveInt = 1  # passes for one step, each on a part of the batch; the batch stays as it is
+    gradient_checkpointing: bool = False  # compute activations twice and keep fewer
+    compile: bool = False  # the models by torch.compile; on a CPU it takes a C++ compiler and minutes
     checkpoint_every_s: float = Field(default=30.0, gt=0)
+    checkpoints: str | None = None  # fsspec URL of a folder for checkpoints; None: beside what is made
+    keep_last: PositiveInt = 2  # checkpoints of a training
+    keep_best: int = Field(default=0, ge=0)  # and so many with the lowest validation loss
     collect_tasks: PositiveInt = 2
     collect_threads: PositiveInt = 16  # a task
     host: str = "127.0.0.1"
@@ -95,8 +115,10 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0)
     collect: Collect = Collect()
     prepare: Prepare = Prepare()
+    model: Model = Model()
     train: Train = Train()
     retrain: Retrain = Retrain()
+    adapter: Adapter = Adapter()
     assess: Assess = Assess()
     release: Release = Release()
     serve: Serve = Serve()
@@ -105,9 +127,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _dimensions_agree(self) -> Recipe:
-        factor = 2 ** (len(self.train.autoencoder.channels) - 1)
-        down = 2 ** (len(self.train.denoiser.channels) - 1)
-        if self.prepare.image_size % (factor * down):
+        factor, down = self.train.autoencoder.downsampling, self.train.denoiser.downsampling
+        if self.model.family != "diffusion":
+            require_side(self.prepare.image_size, self.model.family, self.train.gan.stages)
+        elif self.prepare.image_size % (factor * down):
             raise ValueError(
                 f"prepare.image_size {self.prepare.image_size} must be a multiple of {factor * down}: "
                 f"{factor} for the autoencoder's and {down} for the denoiser's down-sampling"

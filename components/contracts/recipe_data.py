@@ -29,6 +29,8 @@ class Collect(Config):
 
     urls: str | None = None  # list of URLs and captions, or a folder of such lists: path or fsspec URL
     files: str | None = None  # pictures with captions beside them, or webdataset tars: a folder, path or fsspec URL
+    layout: Literal["folder", "cub", "coco"] = "folder"  # of files: captions beside; as AttnGAN's birds; COCO's JSON
+    crop: bool = False  # cub: pictures are cut to the bird, by its bounding box
     world: World | None = None
     parquet: str | None = None  # parquet with ``bytes`` and a caption column, served over loopback and collected
     parquet_port: int = Field(default=8766, ge=1, le=65535)
@@ -37,6 +39,7 @@ class Collect(Config):
     image_size: PositiveInt = 64  # the shorter side is resized down to this, never up; 0 is not allowed
     encode: Literal["resize", "original"] = "resize"  # "original": the bytes as they came, checked, not re-encoded
     jpeg_quality: int = Field(default=95, ge=1, le=100)  # of pictures that are kept as JPEG
+    jpeg_subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"  # 4:2:0 halves the colours' resolution: a quarter smaller
     allow_hosts: tuple[str, ...] = ()  # "host:port" pairs exempt from the private-address rule
     user_agent: str = "AtelierCollector/0.1"
     contact: str | None = None  # URL or e-mail address by which site owners reach you; part of the user agent
@@ -58,6 +61,10 @@ class Collect(Config):
     def _one_source(self) -> Collect:
         if sum(source is not None for source in (self.urls, self.files, self.world, self.parquet)) > 1:
             raise ValueError("more than one source: keep one of urls, files, world and parquet, set the others to null")
+        if self.layout != "folder" and self.files is None:
+            raise ValueError(f"layout {self.layout} is one of files: name the folder in collect.files")
+        if self.crop and (self.layout != "cub" or self.encode != "resize"):
+            raise ValueError("crop needs layout cub, whose bounding boxes it cuts by, and encode resize")
         return self
 
 
@@ -99,7 +106,7 @@ class Prepare(Config):
     thumb_distance: float = Field(default=6.0, ge=0)  # mean absolute difference of 16x16 RGB thumbnails, 0..255
     near_duplicates: bool = True
     semantic: Semantic = Semantic()
-    alternatives: bool = False  # captions of dropped copies are kept beside the survivor's
+    alternatives: bool = False  # a picture's further captions are kept: of its source, and of dropped copies
     holdout: Fraction = 0.05  # share of duplicate clusters kept out of training
     vocabulary: PositiveInt = 512  # size of the byte-level BPE, 256 bytes and special tokens included
     max_tokens: PositiveInt = 32  # prompt length the text encoder reads, begin and end included

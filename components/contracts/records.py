@@ -141,6 +141,7 @@ LOGBOOK_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("steps", pa.int32()),
         ("guidance_scale", pa.float32()),
+        ("style", pa.string()),  # of the adapter that it was drawn with, null for the model's own
         ("model_version", pa.string()),
         ("status", pa.int32()),  # HTTP status answered
         ("error", pa.string()),  # error code, null when served

@@ -13,9 +13,8 @@ Size = tuple[int, int]  # width, height in pixels
 def step_of(recipe: Recipe) -> int:
     """What both sides of every picture are a multiple of: the down-sampling of autoencoder and denoiser, and
     the patch of the text encoder's picture tower."""
-    factor = 2 ** (len(recipe.train.autoencoder.channels) - 1)
-    down = 2 ** (len(recipe.train.denoiser.channels) - 1)
-    return math.lcm(factor * down, recipe.train.text_encoder.patch)
+    factor = recipe.train.autoencoder.downsampling * recipe.train.denoiser.downsampling
+    return math.lcm(factor, recipe.train.text_encoder.patch)
 
 
 def bucket_sizes(image_size: int, ratios: Sequence[float], step: int = 8) -> tuple[Size, ...]:

@@ -26,9 +26,11 @@ import pyarrow.compute as pc
 from components.contracts.errors import DataError
 from components.contracts.manifest import CIRCUMSTANCE, identity_of
 from components.contracts.recipe import Collect, Run
-from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA
+from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA, CollectReason
+from components.data.annotations import FILE as ANNOTATIONS
+from components.data.annotations import annotations_digest, annotations_of
 from components.data.shards import is_whole, parquet_bytes, read_parquet, write_shard
-from components.data.takedown import Blocklist
+from components.data.takedown import Blocklist, not_while_taking_down
 from components.runtime.progress import Progress
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome, sync_file, write_bytes
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
     from components.data.engine import Source
 
 FETCHES = f"{CIRCUMSTANCE}fetches"
-_SOURCE_FIELDS = {"urls", "files", "world", "parquet", "parquet_port", "url_column", "caption_column", "allow_hosts"}
+_SOURCE_FIELDS = {
+    "urls", "files", "layout", "crop", "world", "parquet", "parquet_port", "url_column", "caption_column", "allow_hosts"
+}  # fmt: skip
 # how hard and under which name a site is asked changes nothing of what it answers, as far as anyone can say
 _CIRCUMSTANCE_FIELDS = {"contact", "per_host", "crawl_delay_s", "min_collected"}
 
+_TAKEN_DOWN = str(CollectReason.TAKEN_DOWN)
 _KEEP_S = 3600.0  # robots.txt is asked for again after an hour; RFC 9309 2.4 allows a day
 
 
@@ -49,7 +54,8 @@ class Wanted:
     """A list, and how its rows may be had.
 
     Args:
-        urls: columns ``url`` and ``caption``, as :func:`components.data.lists.read_list` gives them.
+        urls: columns ``url`` and ``caption``, as :func:`components.data.lists.read_list` gives them, and those of
+            :mod:`components.data.annotations`, where the source has them.
         allow_hosts: ``host:port`` pairs that may be of a private address.
         files: root of the files that the URLs name, where they are files.
     """
@@ -61,6 +67,8 @@ class Wanted:
     def config(self, limits: Collect) -> dict[str, Any]:
         """What decides the identity of the collection of this list."""
         left_out = _SOURCE_FIELDS | _CIRCUMSTANCE_FIELDS
+        if limits.jpeg_subsampling == "4:4:4":  # as every collection was made before there was a choice
+            left_out = left_out | {"jpeg_subsampling"}
         manners = {k: v for k, v in limits.identity().items() if k not in left_out}
         return {**manners, "allow_hosts": list(self.allow_hosts), "list": list_digest(self.urls)}
 
@@ -103,10 +111,12 @@ def list_digest(urls: pa.Table) -> str:
         for text in (url, caption):
             data = b"" if text is None else text.encode()
             sha.update(f"{-1 if text is None else len(data)}:".encode() + data)
+    sha.update(annotations_digest(urls))
     return sha.hexdigest()
 
 
 def _build(ctx: Context, wanted: Wanted, draft: Draft) -> Outcome:
+    not_while_taking_down(ctx.store.url)
     size, total = ctx.recipe.collect.shard_size, wanted.urls.num_rows
     rows = {f"{n:05d}": range(n * size, min((n + 1) * size, total)) for n in range(-(-total // size))}
     fetch_shards(ctx, wanted, draft.url, rows, draft.state / "progress")
@@ -126,6 +136,9 @@ def _build(ctx: Context, wanted: Wanted, draft: Draft) -> Outcome:
             else f"check the pictures below {wanted.files}",
         )
     write_bytes(f"{draft.url}/ledger.parquet", parquet_bytes(ledger))
+    hidden = pc.equal(ledger["reason"], _TAKEN_DOWN).fill_null(False)
+    if (annotations := annotations_of(wanted.urls, hidden)) is not None:
+        write_bytes(f"{draft.url}/{ANNOTATIONS}", parquet_bytes(annotations))
     _gather_fetches(draft.url, rows)
     summary.evidence["takedown"] = Blocklist.of(ctx.store.url).evidence()
     summary.circumstance = {"tasks": ctx.recipe.run.collect_tasks, "threads": ctx.recipe.run.collect_threads}

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -122,29 +123,47 @@ class Pool:
 
 class _DeadlineSocket:
     """As much of a socket as http.client uses; every wait ends at the connection's deadline, so that a server
-    that sends one byte at a time cannot hold a request longer."""
+    that sends one byte at a time cannot hold a request longer.
+
+    The socket itself never blocks: what has come already is read without asking the system first whether it has.
+    """
 
     def __init__(self, raw: socket.socket, connection: PinnedConnection) -> None:
+        raw.setblocking(False)
         self._raw, self._connection = raw, connection
+        self._poll = select.poll()
         self._users = 1  # this and the readers; http.client closes the socket before it reads the last answer
 
     def sendall(self, data: bytes) -> None:
-        self._raw.settimeout(_left(self._connection.deadline))
-        self._raw.sendall(data)
+        left = memoryview(data)
+        while left:
+            left = left[self._patiently(self._raw.send, left, select.POLLOUT) :]
 
     def readable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._raw, select.POLLIN)
-        return bool(poll.poll(0))
+        self._poll.register(self._raw, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def receive_into(self, buffer: Any) -> int:
-        connection = self._connection
-        self._raw.settimeout(_left(connection.deadline))
-        received = self._raw.recv_into(buffer)
-        connection.allowance -= received
-        if connection.allowance < 0:
+        received = self._patiently(self._raw.recv_into, buffer, select.POLLIN)
+        self._connection.allowance -= received
+        if self._connection.allowance < 0:
             raise http.client.LineTooLong("header section")
         return received
+
+    def _patiently(self, transfer: Callable[[Any], int], buffer: Any, event: int) -> int:
+        """What ``transfer`` gives, as soon as it need not wait."""
+        while True:
+            left = _left(self._connection.deadline)
+            try:
+                return transfer(buffer)
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            except BlockingIOError:
+                wanted = event
+            self._poll.register(self._raw, wanted)
+            self._poll.poll(1000 * left)
 
     def makefile(self, mode: str, *_: Any) -> io.BufferedReader:
         self._users += 1

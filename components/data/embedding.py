@@ -15,7 +15,6 @@ Beside the embedding it keeps a :func:`components.data.sketches.sketch` of every
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.contracts.errors import RecipeError
+from components.data.hub import Door, loaded, one_thread
 from components.data.sketches import DIMENSIONS, describe, sketch
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safeten
 _REMEDY = (
     "set prepare.embedding to atelier, or to a folder with config.json and model.safetensors of a vision model, "
     "or to its id on the Hugging Face hub while the hub can be reached"
+)
+
+_DOOR = Door(
+    "embedding", _FILES, "atelier, or a folder or hub id of a vision model that transformers' AutoModel loads", _REMEDY
 )
 
 Vectors = npt.NDArray[np.float16]
@@ -68,12 +72,7 @@ def digest(name: str) -> str:
     """
     if name == BUILT_IN:
         return f"{BUILT_IN}/{_VERSION}"
-    found = hashlib.sha256()
-    for path in sorted(p for pattern in _FILES for p in model_folder(name).glob(pattern)):
-        found.update(f"{path.name}\n".encode())
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+    return _DOOR.digest(model_folder(name))
 
 
 def model_folder(name: str) -> Path:
@@ -84,7 +83,7 @@ def model_folder(name: str) -> Path:
     """
     folder = Path(name).expanduser()
     if not folder.exists():
-        return _from_hub(name)
+        return _DOOR.fetched(name)
     configs = [folder / "config.json"] if (folder / "config.json").is_file() else sorted(folder.glob("**/config.json"))
     found = [c.parent for c in configs if any(c.parent.glob("*.safetensors")) and _reads_pictures(c)]
     if len(found) != 1:
@@ -94,24 +93,6 @@ def model_folder(name: str) -> Path:
             remedy=_REMEDY if not found else f"name one of them: {', '.join(str(f) for f in found[:3])}",
         )
     return found[0]
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(_FILES), local_files_only=True))
-        except OSError:  # not in the cache
-            return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except (OSError, HFValidationError) as error:
-        raise RecipeError(
-            f"prepare.embedding: no folder {name} is here, and the Hugging Face hub gave no such model: "
-            f"{str(error).splitlines()[0]}",
-            expected="atelier, a folder, or the id of a model on the hub, such as facebook/dinov2-small",
-            remedy=_REMEDY,
-        ) from error
 
 
 def _reads_pictures(config: Path) -> bool:
@@ -134,25 +115,13 @@ class _Model:
     """A model of transformers, on one thread and in fp32, so that equal pictures give equal bytes."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError
         from transformers import AutoModel
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            model, loading = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise _unusable(folder, str(error).splitlines()[0]) from error
-        # what is missing was drawn at random: a pooler on top can be done without, any other part cannot
-        missing = sorted(loading["missing_keys"])
-        if any("pooler" not in key for key in missing):
-            raise _unusable(folder, f"it lacks the weights {', '.join(missing[:3])}")
-        self._pooled = not missing
+        with _DOOR.explained(folder):
+            # a pooler on top can be done without
+            model, missing = loaded(AutoModel, folder, spare="pooler")
         self._model: Any = model
-        self._model = self._model.float().eval().requires_grad_(False)
+        self._pooled = not missing
         config = self._model.config
         side = getattr(getattr(config, "vision_config", config), "image_size", None)
         settings = folder / "preprocessor_config.json"
@@ -161,19 +130,14 @@ class _Model:
     def embed(self, images: Sequence[Image.Image]) -> Vectors:
         import torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            parts = []
+        parts = []
+        with one_thread(), torch.inference_mode():
             for start in range(0, len(images), _BATCH):
                 pixels = np.stack([self._pixels(image) for image in images[start : start + _BATCH]])
-                with torch.inference_mode():
-                    found = self._look(torch.from_numpy(pixels)).float().numpy()
+                found = self._look(torch.from_numpy(pixels)).float().numpy()
                 length = np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
                 parts.append((found / length).astype(np.float16))
-            return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float16)
-        finally:
-            torch.set_num_threads(threads)
+        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float16)
 
     def _look(self, pixels: torch.Tensor) -> torch.Tensor:
         model = self._model
@@ -194,14 +158,6 @@ class _Model:
         small = image.convert("RGB").resize((self._side, self._side), Image.Resampling.BICUBIC, reducing_gap=3.0)
         values = (np.asarray(small, dtype=np.float32) / 255 - self._mean) / self._std
         return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _unusable(folder: Path, why: str) -> RecipeError:
-    return RecipeError(
-        f"prepare.embedding: the model in {folder} cannot be loaded: {why}",
-        expected="a vision model that transformers' AutoModel loads from safetensors",
-        remedy=_REMEDY,
-    )
 
 
 def _preprocessing(file: Path, side: Any) -> tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]:

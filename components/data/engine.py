@@ -28,9 +28,10 @@ import pyarrow as pa
 from components.contracts.recipe import Collect
 from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA, CollectReason
 from components.data.bodies import Lease
+from components.data.decoding import Box
 from components.data.fetching import Answer, Fetch
 from components.data.guard import Refusal
-from components.data.pictures import Picture, normalise
+from components.data.pictures import Picture, box_of, normalise
 from components.data.shards import Pictures, Sample
 from components.data.takedown import Blocklist
 from components.data.turns import Turns
@@ -60,6 +61,7 @@ class _Fate:
     answer: _Known | None = None
     picture: Picture | None = None
     lease: Lease | None = None  # of the memory of its body
+    box: Box | None = None  # what of it is kept
     body: bytes = b""  # between the thread that fetched it and the resizer
     kept: bytes | slice = b""
     written: bool = False
@@ -221,14 +223,14 @@ class Shard:
         except BaseException as error:
             self._fault = error
             raise
-        fate.body = answer.body
+        fate.body, fate.box = answer.body, box_of(url) if self.limits.crop else None
         return _Answer(_ROW.pack(position))
 
     def _resize(self, stream: io.BytesIO, _boxes: object) -> tuple[Any, ...]:
         """The engine's resizer: (bytes, width, height, original width, original height, error)."""
         fate = self._fates[_ROW.unpack(stream.read())[0]]
         try:
-            picture = normalise(fate.body, self.limits)
+            picture = normalise(fate.body, self.limits, fate.box)
             fate.kept = self._pictures.put(picture.data)
         except Refusal as refusal:
             fate.refusal = refusal.bare()  # not the bodies in its traceback

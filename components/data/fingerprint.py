@@ -106,13 +106,12 @@ def _note(notes: Path, seen: dict[str, _Note]) -> None:
     import pyarrow.parquet as pq
 
     rows = [(path, *note) for path, note in seen.items()]
-    columns = [
-        pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), _NOTES_SCHEMA, strict=True)
-    ]
+    names = _NOTES_SCHEMA.names
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=_NOTES_SCHEMA)
     partial = notes.with_name(f".{notes.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # without notes the files are read again, no more
         notes.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns, schema=_NOTES_SCHEMA) if rows else _NOTES_SCHEMA.empty_table(), partial)
+        pq.write_table(table, partial)
         os.replace(partial, notes)
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from components.contracts.errors import RegistryError, RuntimeUnavailable
 from components.data.removing import OnDemand, columns
 from components.data.survey import DATA, Survey
-from components.data.takedown import Blocklist
+from components.data.takedown import LOCK_NAME, Blocklist, taking_down
 from components.data.takedown_report import Report, entry, learned, listed, rows_out, versions_of
 from components.data.taking_out import Plan, Planner
 from components.runtime.progress import say
@@ -54,10 +55,10 @@ def forget(
         versions: the registered models, for the report.
 
     Raises:
-        RuntimeUnavailable: a stage is at work, or another process changes an artifact.
+        RuntimeUnavailable: a stage or another takedown is at work, or another process changes an artifact.
         StoreFullError: no room is left; run the same command again when there is.
     """
-    with contextlib.nullcontext() if dry_run else _nobody_at_work(ctx.home):
+    with contextlib.nullcontext() if dry_run else _alone(ctx):
         before = Blocklist.of(ctx.store.url)
         # a picture that an earlier command found through its address is reported with what that one removed
         roots = set(rules).union(*(before.rules.get(rule, {}).get("because", ()) for rule in rules))
@@ -130,21 +131,38 @@ def _carried_out(ctx: Context, plan: Plan) -> Artifact:
 
 
 @contextlib.contextmanager
-def _nobody_at_work(home: Path) -> Iterator[None]:
-    """No stage of this home is at work while the block lasts; one that is would keep what is taken down."""
+def _alone(ctx: Context) -> Iterator[None]:
+    """Nobody else takes samples out of the store, and no stage of this home or on this store is at work, while the
+    block lasts; one that is would keep what is taken down."""
+    with taking_down(ctx.store.url), contextlib.ExitStack() as stack:
+        for path in sorted((ctx.home / "locks").glob("*.lock")):
+            stack.enter_context(_stage_lock(path, 0))
+        # those of the store are needed here too, to revise; a stage that begins now sees that samples are taken out
+        fs, store = fsspec.core.url_to_fs(ctx.store.url)
+        for path in sorted((Path(store) / "locks").glob("*.lock")) if isinstance(fs, LocalFileSystem) else ():
+            if path.name != LOCK_NAME:
+                with _stage_lock(path, 1):
+                    pass
+        yield
+
+
+@contextlib.contextmanager
+def _stage_lock(path: Path, wait_s: float) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    with contextlib.ExitStack() as stack:
-        for path in sorted((home / "locks").glob("*.lock")):
-            try:
-                stack.enter_context(FileLock(path).acquire(timeout=0))
-            except Timeout as error:
-                raise RuntimeUnavailable(
-                    f"A stage is at work ({path.stem})",
-                    expected="nobody who reads or makes artifacts while samples are taken out of them",
-                    remedy="wait for it to end or stop it, then run the same command again",
-                ) from error
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        raise RuntimeUnavailable(
+            f"A stage is at work ({path.stem})",
+            expected="nobody who reads or makes artifacts while samples are taken out of them",
+            remedy="wait for it to end or stop it, then run the same command again",
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

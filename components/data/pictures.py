@@ -6,7 +6,7 @@ sRGB by the embedded ICC profile; palette, grey, 16-bit and CMYK pictures become
 white. The shorter side is reduced to ``image_size`` with an antialiasing filter (a JPEG is decoded at a reduced
 scale, in steps of an eighth), never enlarged. A picture is kept as PNG when its source is lossless or its
 shorter side is at most :data:`SMALL` pixels, where JPEG's loss would show most; otherwise as JPEG of
-``jpeg_quality`` without chroma subsampling. No metadata is kept. With ``encode: original`` the bytes are kept as
+``jpeg_quality`` and ``jpeg_subsampling``. No metadata is kept. With ``encode: original`` the bytes are kept as
 they came, their header and structure checked, and :func:`decoded` applies the rule when they are read.
 """
 
@@ -14,32 +14,23 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import AvifImagePlugin, Image
+from PIL import Image
 
 from components.contracts.recipe import Collect
 from components.contracts.records import CollectReason
 from components.data import headers
-from components.data.colour import plain, srgb
+from components.data.decoding import Box, Opened, Pixels, opened, upright
 from components.data.guard import Refusal
 
 SMALL = 64
-_PASSES = 20  # over max_pixels: what the scans of a progressive JPEG may add up to; usual ones have ten
-_NEARLY = 1.25  # reduced further by at most this after the scaled decode, a picture needs no filter against aliasing
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FRAGMENT = re.compile(r"#xywh=(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})$")
 # Table K.1 of ITU-T T.81, row by row: the luminance table that nearly every encoder scales by its quality
 _LUMINANCE = (
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
@@ -60,48 +51,42 @@ class Picture:
     quality: int | None  # of the source: 100 where lossless, else of its JPEG tables, 1..100; None if unknown
 
 
-@dataclass(frozen=True)
-class _Opened:
-    image: Image.Image  # not loaded
-    kind: str
-    body: bytes
-    orientation: int  # EXIF's, 1..8; 1 where the decoder applies it by itself
-    size: tuple[int, int]  # as seen
-
-    @property
-    def quality(self) -> int | None:
-        if self.kind == "JPEG":
-            tables = self.image.quantization
-            return jpeg_quality(tuple(tables[min(tables)])) if tables else None
-        lossy = {"WEBP": not headers.webp_is_lossless(self.body), "AVIF": True,
-                 "TIFF": self.image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")}  # fmt: skip
-        return None if lossy.get(self.kind, False) else 100
+def box_of(url: str) -> Box | None:
+    """What a URL's media fragment says is meant of the picture: ``#xywh=x,y,width,height`` in pixels (W3C Media
+    Fragments URI 1.0, sec. 4.2.2). None where there is none."""
+    found = _FRAGMENT.search(url)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]), int(found[4]))
 
 
-def normalise(body: bytes, limits: Collect) -> Picture:
+def normalise(body: bytes, limits: Collect, box: Box | None = None) -> Picture:
     """The picture in ``body`` as it is kept under ``image_size``, ``max_pixels``, ``encode`` and ``jpeg_quality``.
+
+    Args:
+        box: the part of it that is kept, in pixels of the file, cut before it is reduced; what reaches over the
+            border is left out, and one that lies beyond it means the whole picture. Not with ``encode: original``.
 
     Raises:
         Refusal: ``NOT_AN_IMAGE``, ``TOO_MANY_PIXELS`` or ``TRUNCATED``.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own limit and its remarks on odd metadata
-        opened = _opened(body, limits.max_pixels)
+        source = opened(body, limits.max_pixels)
         if limits.encode == "original":
-            if (lacks := headers.missing(body, opened.kind)) is not None:
+            if (lacks := headers.missing(body, source.kind)) is not None:
                 raise Refusal(CollectReason.TRUNCATED, f"the file ends without {lacks}")
-            width, height = opened.size
-            return Picture(body, headers.ENDINGS[opened.kind], width, height, width, height, opened.quality)
-        rgb = _rgb(opened, limits.image_size)
-        quality = opened.quality
-    out = io.BytesIO()
-    if (quality == 100 and opened.kind != "JPEG") or min(rgb.size) <= SMALL:
-        ending = "png"
-        rgb.save(out, "PNG", compress_level=3)
+            width, height = source.size
+            return Picture(body, headers.ENDINGS[source.kind], width, height, width, height, _quality(source))
+        pixels = upright(source, limits.image_size, box)
+    quality = _quality(source)
+    if isinstance(pixels, np.ndarray):
+        height, width = pixels.shape[:2]
     else:
-        ending = "jpg"
-        rgb.save(out, "JPEG", quality=limits.jpeg_quality, subsampling=0)
-    return Picture(out.getvalue(), ending, rgb.width, rgb.height, opened.size[0], opened.size[1], quality)
+        width, height = pixels.size
+    if (quality == 100 and source.kind != "JPEG") or min(width, height) <= SMALL:
+        data, ending = _png(pixels), "png"
+    else:
+        data, ending = _jpeg(pixels, limits), "jpg"
+    return Picture(data, ending, width, height, source.size[0], source.size[1], quality)
 
 
 def decoded(data: bytes, max_pixels: int) -> Image.Image:
@@ -112,7 +97,41 @@ def decoded(data: bytes, max_pixels: int) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _rgb(_opened(data, max_pixels), None)
+        image = upright(opened(data, max_pixels), None)
+    assert isinstance(image, Image.Image), "arrays are of reduced pictures"
+    return image
+
+
+def _png(pixels: Image.Image | Pixels) -> bytes:
+    image = Image.fromarray(pixels[..., ::-1]) if isinstance(pixels, np.ndarray) else pixels
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
+def _jpeg(pixels: Image.Image | Pixels, limits: Collect) -> bytes:
+    """The same bytes from either form, as both encoders are libjpeg-turbo."""
+    full, quality = limits.jpeg_subsampling == "4:4:4", limits.jpeg_quality
+    if isinstance(pixels, np.ndarray):
+        import cv2
+
+        factor = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+        done, data = cv2.imencode(".jpg", pixels, options)
+        assert done, "an array of three channels can be encoded"
+        return bytes(data)
+    out = io.BytesIO()
+    pixels.save(out, "JPEG", quality=quality, subsampling=0 if full else 2)
+    return out.getvalue()
+
+
+def _quality(source: Opened) -> int | None:
+    if source.kind == "JPEG":
+        tables: Any = source.image.quantization
+        return jpeg_quality(tuple(tables[min(tables)])) if tables else None
+    lossy = {"WEBP": not headers.webp_is_lossless(source.body), "AVIF": True,
+             "TIFF": source.image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")}  # fmt: skip
+    return None if lossy.get(source.kind, False) else 100
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,96 +148,3 @@ def _tables() -> npt.NDArray[np.int64]:
     scale = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])
     tables: npt.NDArray[np.int64] = np.clip((base[None] * scale[:, None] + 50) // 100, 1, 255)
     return tables
-
-
-def _opened(body: bytes, max_pixels: int) -> _Opened:
-    kind = headers.kind_of(body)
-    if kind not in headers.ENDINGS:
-        raise Refusal(CollectReason.NOT_AN_IMAGE, f"no picture format that is read: {kind}")
-    Image.init()
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads are the stages' business
-    try:
-        if kind == "TIFF":
-            body = headers.first_page(body)
-        image = Image.open(io.BytesIO(body), formats=[kind])
-        # of a TIFF the size is as seen and the decoder turns it
-        orientation = 1 if kind == "TIFF" else _orientation(image.info.get("exif"))
-        pixels = headers.most_pixels(body, kind, image.width * image.height)
-    except Image.DecompressionBombError as error:
-        raise Refusal(CollectReason.TOO_MANY_PIXELS, "more pixels than any limit allows") from error
-    except Exception as error:  # Pillow's readers raise nearly everything on damaged data
-        raise Refusal(CollectReason.TRUNCATED, "the picture's header ends early or is damaged") from error
-    if pixels > max_pixels:
-        raise Refusal(
-            CollectReason.TOO_MANY_PIXELS,
-            f"{image.width}x{image.height} pixels announced, {pixels} at most in one piece; {max_pixels} are decoded",
-        )
-    if kind == "JPEG" and headers.scans(body, _PASSES * max_pixels / max(pixels, 1)) * pixels > _PASSES * max_pixels:
-        raise Refusal(
-            CollectReason.TOO_MANY_PIXELS, f"{headers.scans(body)} scans over {image.width}x{image.height} pixels"
-        )
-    size = (image.height, image.width) if orientation >= 5 else image.size
-    return _Opened(image, kind, body, orientation, size)
-
-
-def _orientation(exif: bytes | None) -> int:
-    if not exif:
-        return 1
-    found = Image.Exif()
-    try:
-        found.load(exif)
-        value = found.get(0x0112, 1)
-    except Exception:  # Pillow's reader raises nearly everything on damaged data: then nothing is turned
-        return 1
-    return value if value in _TURNS else 1
-
-
-def _rgb(opened: _Opened, side: int | None) -> Image.Image:
-    """Upright, in sRGB, the shorter side at most ``side`` (None: at full size)."""
-    image, target = opened.image, None
-    if side is not None and min(image.size) > side:
-        share = side / min(image.size)
-        target = (max(side, round(image.width * share)), max(side, round(image.height * share)))
-    profile = image.info.get("icc_profile")
-    try:
-        if target is not None and opened.kind == "JPEG":
-            image = _reduced(opened, target)
-        image.load()
-        image = plain(image)
-        if target is not None and image.size != target:
-            image = image.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        if opened.orientation != 1:
-            image = image.transpose(_TURNS[opened.orientation])
-        return srgb(image, profile)
-    except MemoryError as error:
-        raise Refusal(CollectReason.TOO_MANY_PIXELS, "there is not enough memory for its pixels") from error
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged data
-        raise Refusal(CollectReason.TRUNCATED, "the picture's data ends early or is damaged") from error
-
-
-def _reduced(opened: _Opened, target: tuple[int, int]) -> Image.Image:
-    """The JPEG decoded at the least scale that is not below ``target`` (width, height), or ``target`` itself."""
-    import simplejpeg  # type: ignore[import-untyped]
-
-    image, (width, height) = opened.image, target
-    if image.mode in ("RGB", "L"):
-        try:
-            pixels: npt.NDArray[Any] = simplejpeg.decode_jpeg(
-                opened.body, "RGB" if image.mode == "RGB" else "GRAY", min_height=height, min_width=width
-            )
-        except ValueError:
-            pass  # it stops at every oddity; Pillow below bears those that leave a picture
-        else:
-            if pixels.shape[0] <= _NEARLY * height and pixels.shape[1] <= _NEARLY * width:
-                pixels = _cubic(pixels, target)
-            return Image.fromarray(pixels if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels.squeeze())
-    image.draft(image.mode, target)
-    return image
-
-
-def _cubic(pixels: npt.NDArray[Any], target: tuple[int, int]) -> npt.NDArray[Any]:
-    """Bicubic interpolation, ten times as fast as Pillow's, which filters too."""
-    import cv2
-
-    cv2.setNumThreads(1)  # threads are the stages' business
-    return cv2.resize(pixels, target, interpolation=cv2.INTER_CUBIC)

@@ -27,13 +27,18 @@ import pyarrow.parquet as pq
 from components.contracts.errors import DataError
 from components.contracts.manifest import CIRCUMSTANCE
 from components.contracts.recipe import Prepare
+from components.data.annotations import Annotations
 from components.data.deciding import Captions, Decision, decide, split_of
+from components.data.takedown import not_while_taking_down
 from components.data.writing import Rows, alternatives_of, lengths, write_dropped, write_duplicates, write_parts
+from components.runtime.progress import say
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
 
 
-def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artifact | None = None) -> Artifact:
+def prepare(
+    ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artifact | None = None, kind: str = "dataset"
+) -> Artifact:
     """The dataset of these collections.
 
     Args:
@@ -41,6 +46,7 @@ def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artif
         collections: oldest first. Adding a collection at the end leaves every cluster in the split that it was in,
             unless a new picture joins two of them.
         tokenizer_from: a dataset or model whose tokenizer is kept, byte for byte; else one is trained.
+        kind: of the artifact; "subject" for pictures that an adapter alone is trained on.
 
     Raises:
         DataError: a collection is empty, nothing is left after the filters, or an expectation failed.
@@ -70,10 +76,11 @@ def prepare(ctx: Context, collections: Sequence[Artifact], tokenizer_from: Artif
     config = {**rules.identity(), **models, "min_collected": ctx.recipe.collect.min_collected}
 
     def build(draft: Draft) -> Outcome:
+        not_while_taking_down(ctx.store.url)
         return _build(ctx, collections, scores, tokenizer_from, draft)
 
     reads = {role: "ledger" for role in inputs if role.startswith("collection_")}
-    return run_stage(ctx, "dataset", inputs, config, build, label="prepare", reads=reads)
+    return run_stage(ctx, kind, inputs, config, build, label="prepare", reads=reads)
 
 
 def _build(
@@ -82,7 +89,7 @@ def _build(
 ) -> Outcome:  # fmt: skip
     from components.data.scores import Scores
     from components.data.takedown import Blocklist
-    from components.data.tokenizing import write_tokenizer
+    from components.data.tokenizing import count_cut, write_tokenizer
     from components.data.validation import Gate
 
     rules, blocklist = ctx.recipe.prepare, Blocklist.of(ctx.store.url)
@@ -90,17 +97,22 @@ def _build(
     scores = Scores.of(scored)
     aside = check_ledgers(gate, collections, scores, ctx)
     decision = decide(scores, rules, ctx.recipe.run, blocklist, aside)
-    captions = Captions(scores, rules)
-    rows, tokenizer = make_rows(decision, captions, tokenizer_from)
+    captions, annotations = Captions(scores, rules), Annotations(collections, decision)
+    rows, tokenizer = make_rows(decision, captions, tokenizer_from, annotations)
     rows, measures = check_rows(gate, decision, rows, ctx)
     summary = _summary(rows, decision)
     drift = check_summary(gate, summary, measures, ctx, draft)
 
     duplicates = write_duplicates(decision, captions, draft.dir / "duplicates.parquet")
-    alternatives = alternatives_of(rows, decision, captions) if rules.alternatives else None
+    alternatives = alternatives_of(rows, decision, captions, annotations) if rules.alternatives else None
+    if alternatives is None and annotations.several:
+        say(f"prepare: {annotations.several} further captions are left out, since prepare.alternatives is false")
     write_parts(rows, decision, alternatives, draft.dir)
     write_dropped(decision, captions, draft.dir / "dropped.parquet")
     write_tokenizer(tokenizer, draft.dir / "tokenizer")
+    cut = count_cut(tokenizer, rows.captions, rows.tokens, rules.max_tokens)
+    if cut:
+        say(f"prepare: {cut} of {len(rows.at)} captions are cut at prepare.max_tokens={rules.max_tokens} tokens")
     _write_reports(gate, summary, measures, drift, draft)
     kept = {"alternatives": sum(map(len, alternatives))} if alternatives is not None else {}
     counts = {"samples": len(scores), **{name: int(summary[name]) for name in ("rows", "train", "holdout")}}
@@ -111,6 +123,7 @@ def _build(
             "expectations": len(gate.results),
             "failed_expectations": sum(not r["success"] for r in gate.results),
             "duplicates": duplicates | kept,
+            "captions_cut": cut,
             "takedown": blocklist.evidence(),
         },
         circumstance={"data_docs": str(gate.docs)},
@@ -143,17 +156,26 @@ def check_ledgers(gate: Any, collections: Sequence[Artifact], scores: Any, ctx: 
     return aside
 
 
-def make_rows(decision: Decision, captions: Captions, tokenizer_from: Artifact | None) -> tuple[Rows, dict[str, bytes]]:
-    """The rows that stay, with splits by cluster and tokens; and the files of their tokenizer."""
+def make_rows(
+    decision: Decision, captions: Captions, tokenizer_from: Artifact | None, annotations: Annotations | None = None
+) -> tuple[Rows, dict[str, bytes]]:
+    """The rows that stay, with splits by cluster and tokens; and the files of their tokenizer.
+
+    Where the source tells a split it holds, else the share ``prepare.holdout`` of the clusters is held out.
+    """
     from components.data import tokenizing
 
     rules, at = decision.rules, decision.kept
     said, clusters = captions.of(at), decision.clusters(at)
-    splits = [split_of(cluster, rules.holdout) for cluster in clusters]
+    told = annotations.splits() if annotations else {}
+    firsts = decision.firsts(at).tolist()
+    splits = [told.get(f) or split_of(cluster, rules.holdout) for f, cluster in zip(firsts, clusters, strict=True)]
     if tokenizer_from is not None:
         tokenizer = tokenizing.copy_tokenizer(tokenizer_from, rules.max_tokens)
     else:
-        training = (caption for caption, split in zip(said, splits, strict=True) if split == "train")
+        also = annotations.alternatives(at) if annotations and rules.alternatives else [[] for _ in said]
+        every = ([caption, *more] for caption, more in zip(said, also, strict=True))
+        training = (c for texts, split in zip(every, splits, strict=True) if split == "train" for c in texts)
         tokenizer = tokenizing.train_tokenizer(training, rules.vocabulary, rules.max_tokens)
     return Rows(at, said, clusters, splits, tokenizing.encode(tokenizer, said, rules.max_tokens)), tokenizer
 

@@ -23,6 +23,7 @@ from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA, TRANSIEN
 from components.data.collecting import FETCHES, Wanted, fetch_shards, summarised
 from components.data.origins import RETRIED_STATUSES
 from components.data.shards import parquet_bytes, read_parquet, read_tar, tar_chunks
+from components.data.takedown import not_while_taking_down
 from components.runtime.progress import say
 from components.runtime.revision import exclusive
 from components.runtime.stage import Context
@@ -63,6 +64,7 @@ def ask_again(ctx: Context, collection: Artifact, wanted: Wanted) -> Artifact:
     folder = f"{base}/{collection.digest[:16]}"
     say(f"collect: asking again for {len(asked)} of {ledger.num_rows} rows")
     with exclusive(base, wait_s=0), ctx.timed("collect"), tempfile.TemporaryDirectory(prefix="atelier-retry-") as temp:
+        not_while_taking_down(ctx.store.url)
         _keep_only(base, folder)
         fetch_shards(ctx, wanted, folder, rows, Path(temp) / "progress")
         new = pa.concat_tables([read_parquet(f"{folder}/shards/{name}.parquet", LEDGER_SCHEMA) for name in rows])

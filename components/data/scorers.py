@@ -1,16 +1,13 @@
 """Optional models that judge samples: CLIP for picture and caption, and any image model with one value.
 
 ``prepare.clip`` and ``prepare.aesthetic`` are each a folder, as ``save_pretrained`` writes it, or the id of a
-model on the Hugging Face hub. Only safetensors are loaded, and all weights must be there: a model with a part
-made up at random would judge at random. Models run in fp32 on one thread, so that scoring again gives the same.
+model on the Hugging Face hub (:mod:`components.data.hub`). All weights must be there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.contracts.errors import RecipeError
+from components.data.hub import Door, loaded, one_thread
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,12 +24,21 @@ if TYPE_CHECKING:
 BATCH = 32
 _DECIMALS = 4  # values are rounded to these: what comes after differs from processor to processor
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "tokenizer/*")  # of a model's folder: weights and settings
-_EXPECTED = {
-    "clip": "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer of a CLIP model, "
-    "or its id on the Hugging Face hub, such as openai/clip-vit-base-patch32",
-    "aesthetic": "a folder with config.json, model.safetensors and preprocessor_config.json of an image classification "
-    "or regression model, or its id on the Hugging Face hub",
-}
+_REMEDY = "copy the whole folder of the model again, or name another one"
+_DOORS = {
+    "clip": Door(
+        "clip", _FILES,
+        "a folder with config.json, model.safetensors, preprocessor_config.json and tokenizer of a CLIP model, "
+        "or its id on the Hugging Face hub, such as openai/clip-vit-base-patch32",
+        _REMEDY,
+    ),
+    "aesthetic": Door(
+        "aesthetic", _FILES,
+        "a folder with config.json, model.safetensors and preprocessor_config.json of an image classification or "
+        "regression model, or its id on the Hugging Face hub",
+        _REMEDY,
+    ),
+}  # fmt: skip
 
 Values = npt.NDArray[np.float32]
 
@@ -45,12 +52,7 @@ def model_digest(key: str, name: str) -> str:
     Raises:
         RecipeError: there is no such model.
     """
-    folder, found = model_folder(key, name), hashlib.sha256()
-    for path in sorted({p for pattern in _FILES for p in folder.glob(pattern) if p.is_file()}):
-        found.update(f"{path.relative_to(folder)}\n".encode())
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+    return _DOORS[key].digest(model_folder(key, name))
 
 
 def model_folder(key: str, name: str) -> Path:
@@ -61,12 +63,12 @@ def model_folder(key: str, name: str) -> Path:
     """
     folder = Path(name).expanduser()
     if not folder.exists():
-        return _from_hub(key, name)
+        return _DOORS[key].fetched(name)
     for file in ("config.json", "*.safetensors"):
         if not any(folder.glob(file)):
             raise RecipeError(
                 f"prepare.{key}: {folder} holds no {file}",
-                expected=_EXPECTED[key],
+                expected=_DOORS[key].expected,
                 remedy="correct the path, or save the model there with save_pretrained",
             )
     return folder
@@ -79,8 +81,8 @@ class ClipScorer:
         from transformers import AutoTokenizer, CLIPModel
 
         folder = model_folder("clip", name)
-        with _explained("clip", folder):
-            self._model: Any = _loaded(CLIPModel, folder, "clip")
+        with _DOORS["clip"].explained(folder):
+            self._model: Any = _clip(CLIPModel, folder)
             self._processor: Any = _processor(folder, self._model.config.vision_config.image_size)
             tokens = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
             if not any((tokens / file).is_file() for file in ("tokenizer.json", "vocab.json")):
@@ -120,8 +122,8 @@ class AestheticScorer:
         from transformers import AutoModelForImageClassification
 
         folder = model_folder("aesthetic", name)
-        with _explained("aesthetic", folder):
-            self._model: Any = _loaded(AutoModelForImageClassification, folder)
+        with _DOORS["aesthetic"].explained(folder):
+            self._model: Any = loaded(AutoModelForImageClassification, folder)[0]
             self._processor: Any = _processor(folder, getattr(self._model.config, "image_size", None))
         self._grades = _grades(self._model.config)
 
@@ -152,28 +154,11 @@ def aesthetic_scorer(name: str) -> AestheticScorer:
     return AestheticScorer(name)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread for the block: other tasks have the other cores, and sums come in one order."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _loaded(kind: Any, folder: Path, model_type: str | None = None) -> Any:
-    """The model, frozen, in fp32. Raises ``ValueError`` where it is of another type or lacks weights."""
+def _clip(kind: Any, folder: Path) -> Any:
     found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type is not None and found != model_type:
-        raise ValueError(f"its type is {found}, not {model_type}")
-    model, info = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
-    return model.float().eval().requires_grad_(False)
+    if found != "clip":
+        raise ValueError(f"its type is {found}, not clip")
+    return loaded(kind, folder)[0]
 
 
 def _processor(folder: Path, side: int | None) -> Any:
@@ -206,39 +191,3 @@ def _pixels(processor: Any, images: Sequence[Image.Image]) -> Any:
 def _rounded(parts: Sequence[npt.NDArray[Any]]) -> Values:
     values = np.concatenate(parts) if parts else np.empty(0)
     return np.round(values.astype(np.float64), _DECIMALS).astype(np.float32)
-
-
-def _from_hub(key: str, name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(_FILES), local_files_only=True))
-        except OSError:  # not in the cache
-            return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except (OSError, HFValidationError) as error:
-        raise RecipeError(
-            f"prepare.{key}: no folder {name} is here, and the Hugging Face hub gave no such model: "
-            f"{str(error).splitlines()[0]}",
-            expected=_EXPECTED[key],
-            remedy="correct the name, copy the model's folder to this machine, or fetch it once with the hub in reach",
-        ) from error
-
-
-@contextlib.contextmanager
-def _explained(key: str, folder: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RecipeError(
-            f"prepare.{key}: the model in {folder} cannot be loaded: {reason}",
-            expected=_EXPECTED[key],
-            remedy="copy the whole folder of the model again, or name another one",
-        ) from error

@@ -24,6 +24,7 @@ from components.contracts.recipe import Prepare
 from components.data.buckets import Size, bucket_sizes, nearest, step_of
 from components.data.filtering import require_measured
 from components.data.scores import PIXEL_SCHEMA, SCORE_SCHEMA
+from components.data.takedown import not_while_taking_down
 from components.runtime.progress import Progress
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome, write_bytes, write_chunks
@@ -51,6 +52,7 @@ def score(ctx: Context, collection: Artifact) -> Artifact:
     config = {"version": SCORE_VERSION, "sizes": [list(size) for size in sizes], **_digests(rules)}
 
     def build(draft: Draft) -> Outcome:
+        not_while_taking_down(ctx.store.url)
         return _build(ctx, collection, sizes, draft)
 
     return run_stage(ctx, "scores", {"collection": collection}, config, build, label="score")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.contracts.errors import RecipeError
-from components.contracts.recipe import Recipe, World
+from components.contracts.recipe import Collect, Recipe, World
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,9 +58,8 @@ def opened(recipe: Recipe) -> Iterator[Source]:
         yield Source(read_list(collect.urls, collect.url_column, collect.caption_column), collect.allow_hosts)
     elif collect.files is not None:
         from components.data.fingerprint import content_digest
-        from components.data.folders import read_folder
 
-        urls = read_folder(collect.files, collect.caption_column)
+        urls = listed_files(collect)
         content = content_digest(collect.files, Path(recipe.run.root) / recipe.name / "files.parquet")
         yield Source(urls.replace_schema_metadata({"content": content}), collect.allow_hosts, collect.files)
     else:
@@ -69,6 +68,26 @@ def opened(recipe: Recipe) -> Iterator[Source]:
             expected="collect.urls, a list of URLs and captions, or collect.files, a folder of pictures",
             remedy="set one in the recipe or with --set collect.urls=PATH or --set collect.files=PATH",
         )
+
+
+def listed_files(collect: Collect) -> pa.Table:
+    """The list of ``collect.files`` in its layout.
+
+    Raises:
+        InputError: the folder cannot be read as that layout.
+    """
+    assert collect.files is not None, "the recipe names a folder"
+    if collect.layout == "cub":
+        from components.data.cub import read_cub
+
+        return read_cub(collect.files, collect.crop)
+    if collect.layout == "coco":
+        from components.data.coco import read_coco
+
+        return read_coco(collect.files)
+    from components.data.folders import read_folder
+
+    return read_folder(collect.files, collect.caption_column)
 
 
 @contextlib.contextmanager

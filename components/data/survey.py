@@ -19,9 +19,11 @@ DATA = (
     "text_states",
     "latents",
     "dataset",
+    "subject",
     "scores",
     "collection",
 )  # kinds with samples in them, in the order of removal
+DATASETS = ("dataset", "subject")  # kinds with rows of a dataset in them
 WORDS = ("judge", "assessment")  # kinds with captions in them
 
 
@@ -156,11 +158,13 @@ class Survey:
     def _sayings(self) -> tuple[Texts, dict[str, set[str]]]:
         """What may not be said any more, and the ids of the rows that go."""
         gone, ids = set[str](), dict[str, set[str]]()
-        names = ("caption", "clean", "id")
+        names = ("caption", "clean", "alternatives", "id")
         for _, _, table in self._read("url", "sha256", *names):
             rows = table.filter(pa.array(self.marks.of(table)))
             for name in {"caption", "clean"} & set(rows.column_names):
                 gone |= {caption for caption in rows[name].to_pylist() if caption}
+            if "alternatives" in rows.column_names:
+                gone |= {caption for some in rows["alternatives"].to_pylist() for caption in some or ()}
             for row in rows.to_pylist() if "id" in rows.column_names else ():
                 known = f"{row['id']:016x}" if isinstance(row["id"], int) else row["id"]
                 roots = (self.marks.roots.get(row.get(name), ()) for name in ("url", "sha256"))

@@ -7,12 +7,13 @@ removes what it names; collecting and filtering ask it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,12 +22,15 @@ from urllib.parse import quote, urlsplit
 import fsspec
 import idna
 
-from components.contracts.errors import ArtifactError, InputError
+from components.contracts.errors import ArtifactError, InputError, RuntimeUnavailable
 from components.contracts.manifest import canonical_json, sha256_text
 from components.runtime.storage import write_bytes
 
 KINDS = ("url", "sha256", "host")
 _FILE = "takedown/blocklist.json"
+_TAKING_DOWN = "takedown/forget"
+LOCK_NAME = "takedown-forget.lock"  # of a local store, in its folder `locks`
+_LOOK_S = 2.0  # others that only look hold it for less
 _HEX = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
@@ -171,6 +175,47 @@ def rule_of(text: str) -> str:
 
 def _url_key(normal: str) -> str:
     return f"url:{hashlib.sha256(normal.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+@contextlib.contextmanager
+def taking_down(store_url: str) -> Iterator[None]:
+    """No other process takes samples out of the store while the block lasts.
+
+    Raises:
+        RuntimeUnavailable: one does.
+    """
+    from components.runtime.revision import exclusive
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(f"{store_url}/{_TAKING_DOWN}", wait_s=0))
+        except RuntimeUnavailable as error:
+            raise RuntimeUnavailable(
+                f"Another `atelier forget` is at work on the store {store_url}",
+                expected="one at a time",
+                remedy="wait for it to end, then run the same command again",
+            ) from error
+        yield
+
+
+def not_while_taking_down(store_url: str) -> None:
+    """To be asked by a stage that has its own lock, before it reads artifacts. Whoever takes samples out announces it
+    first and looks for stages then, so that at least one of the two sees the other.
+
+    Raises:
+        RuntimeUnavailable: samples are being taken out of the store: what is read now may be gone soon.
+    """
+    from components.runtime.revision import exclusive
+
+    try:
+        with exclusive(f"{store_url}/{_TAKING_DOWN}", wait_s=_LOOK_S):
+            pass
+    except RuntimeUnavailable as error:
+        raise RuntimeUnavailable(
+            f"Samples are being taken out of the store {store_url}",
+            expected="no `atelier forget` at work on it",
+            remedy="wait for it to end, then run the same command again",
+        ) from error
 
 
 def _normalised(url: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from components.data.survey import DATASETS
 from components.data.taking_out import Plan
 from components.runtime.lineage import descendants, digests
 from components.runtime.storage import Artifact
@@ -14,8 +15,10 @@ from components.runtime.storage import Artifact
 if TYPE_CHECKING:
     from components.runtime.tracking import ModelVersion
 
-MODELS = frozenset({"text_encoder", "autoencoder", "denoiser", "model", "judge_clip"})  # kinds with weights
-_LEARNING = MODELS | {"latents", "text_states"}
+MODELS = frozenset(  # kinds with weights
+    {"text_encoder", "autoencoder", "denoiser", "cnn", "vae", "gan", "model", "judge_clip", "adapter"}
+)
+_LEARNING = MODELS | {"latents", "text_states", "prior"}
 _SHOWN = 20  # near copies on the terminal
 _WORDS_ONLY = ("texts", "prompts", "pages")  # of what was removed: no rows
 
@@ -80,7 +83,7 @@ def learned(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Datasets that held the samples, and what has weights that were trained on them."""
     datasets, trained = [], []
-    for dataset in (a for a in artifacts if a.manifest.kind == "dataset"):
+    for dataset in (a for a in artifacts if a.manifest.kind in DATASETS):
         held: Counter[str] = Counter()
         for note in _notes(dataset, planned, roots):
             held.update(note["removed"])

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from components.contracts.manifest import CIRCUMSTANCE
 from components.contracts.records import CollectReason
 from components.data.removing import HIDDEN, Content, Mask, Texts, columns, emptied, rewritten, tar_without, without
-from components.data.survey import DATA, WORDS, Survey
+from components.data.survey import DATA, DATASETS, WORDS, Survey
 from components.runtime.storage import Artifact
 
 _TAKEN = str(CollectReason.TAKEN_DOWN)
@@ -114,7 +114,7 @@ class Planner:
         """Rows out of scores, datasets and latents."""
         url, manifest = plan.artifact.url, plan.artifact.manifest
         counts, dropped, numbers = Counter(manifest.counts), Counter(manifest.dropped), set[int]()
-        wider = self._alternatives(plan.artifact) if manifest.kind == "dataset" else None
+        wider = self._alternatives(plan.artifact) if manifest.kind in DATASETS else None
         for name, known in self._survey.tables[url]:
             if not {"url", "sha256"} & set(known):
                 continue
@@ -142,7 +142,7 @@ class Planner:
             told = wider is not None and "alternatives" in known and wider.concerns(other)
             if mask.any() or detail or told:
                 plan.files[name] = _making(url, name, self._folder(plan), self._changed(wider if told else None))
-        if manifest.kind == "dataset" and (taken := sum(plan.removed.values())):
+        if manifest.kind in DATASETS and (taken := sum(plan.removed.values())):
             dropped[_TAKEN] += taken
         for name, known in self._survey.tables[url]:
             key = None if {"url", "sha256"} & set(known) else "row" if numbers else "id"

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.contracts.errors import DataError
 from components.runtime.storage import Artifact
@@ -112,6 +114,13 @@ def encode(files: dict[str, bytes], captions: Sequence[str], max_tokens: int) ->
         for at in range(0, len(captions), _CHUNK)
     ]
     return pa.concat_arrays(chunks) if chunks else pa.array([], pa.list_(pa.int32()))
+
+
+def count_cut(files: dict[str, bytes], captions: pa.Array, tokens: pa.ListArray, max_tokens: int) -> int:
+    """How many captions :func:`encode` has cut: only those that fill ``max_tokens`` are looked at again."""
+    full = np.flatnonzero(pc.equal(pc.list_value_length(tokens), max_tokens).to_numpy(zero_copy_only=False))
+    again = encode(files, captions.take(pa.array(full)).to_pylist(), max_tokens + 1)
+    return int(pc.sum(pc.greater(pc.list_value_length(again), max_tokens)).as_py() or 0)
 
 
 def write_tokenizer(files: dict[str, bytes], folder: Path) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from components.contracts.errors import ArtifactError
 from components.contracts.records import DROPPED_SCHEMA, DUPLICATES_SCHEMA, SAMPLE_SCHEMA
+from components.data.annotations import Annotations
 from components.data.deciding import TIERS, Captions, Decision, conflicting
 from components.runtime.progress import Progress
 
@@ -156,9 +157,12 @@ def write_duplicates(decision: Decision, captions: Captions, path: Path) -> dict
     return {"clusters": int((sizes > 1).sum()), "members": len(members), "conflicts": conflicts}
 
 
-def alternatives_of(rows: Rows, decision: Decision, captions: Captions) -> list[list[str]]:
-    """For every row the captions of the copies that were dropped for it: sorted, each once, without the row's own."""
-    found: list[list[str]] = [[] for _ in rows.at]
+def alternatives_of(
+    rows: Rows, decision: Decision, captions: Captions, annotations: Annotations | None = None
+) -> list[list[str]]:
+    """For every row the further captions that its source gave, and those of the copies that were dropped for it:
+    sorted, each once, without the row's own."""
+    found: list[list[str]] = annotations.alternatives(rows.at) if annotations else [[] for _ in rows.at]
     dropped = np.flatnonzero(decision.duplicates.tier > 0)
     survivors = decision.duplicates.survivor[dropped]
     place = np.minimum(np.searchsorted(rows.at, survivors), len(rows.at) - 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,9 @@ from components.contracts.errors import ArtifactError
 from components.evaluation.generation import Drawn, draw_all, pipeline_folder
 from components.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from components.evaluation.judge import Judge
-from components.evaluation.metrics import clip_scores, frechet_estimate, retrieved
+from components.evaluation.metrics import clip_scores, frechet_estimate, has_rivals, retrieved
 from components.evaluation.prompts import meaning
-from components.evaluation.protocol import Stamp, sampler_of, stamp_digest
+from components.evaluation.protocol import ONE_PASS, Stamp, sampler_of, stamp_digest
 from components.evaluation.sheet import Sample, draw_sheet
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
@@ -57,6 +58,19 @@ class SetResult:
     correct: npt.NDArray[np.float64]
     retrieved: npt.NDArray[np.float64]
     metrics: dict[str, Estimate]
+
+    @classmethod
+    def joined(cls, parts: Sequence[SetResult]) -> SetResult:
+        """The same prompts drawn again from other seeds; see :meth:`Assessment.joined`."""
+        correct = np.concatenate([part.correct for part in parts])
+        hits = np.concatenate([part.retrieved for part in parts])
+        metrics = dict(parts[0].metrics)
+        if not np.isnan(correct).all():
+            metrics["fidelity"] = wilson(int(np.nansum(correct)), int((~np.isnan(correct)).sum()))
+        if not np.isnan(hits).all():
+            metrics["r_precision"] = bootstrap_mean(hits[~np.isnan(hits)])
+        prompts = tuple(prompt for part in parts for prompt in part.prompts)
+        return cls(prompts, tuple(seed for part in parts for seed in part.seeds), correct, hits, metrics)
 
 
 @dataclass(frozen=True)
@@ -92,9 +106,28 @@ class Assessment:
             )
         return cls(artifact.manifest.inputs["model"], stamp, sets)
 
+    @classmethod
+    def joined(cls, turns: Sequence[Assessment]) -> Assessment:
+        """All turns of one model under one judge: shares over all pictures, other numbers of the first turn."""
+        first = turns[0]
+        if any(
+            (turn.model, turn.stamp, list(turn.sets)) != (first.model, first.stamp, list(first.sets)) for turn in turns
+        ):
+            raise ArtifactError("Turns of different assessments cannot be joined", expected="one model and one judge")
+        if len(turns) == 1:
+            return first
+        return cls(
+            first.model,
+            first.stamp,
+            {name: SetResult.joined([turn.sets[name] for turn in turns]) for name in first.sets},
+        )
 
-def assess(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
+
+def assess(ctx: Context, model: Artifact, judge: Artifact, turn: int = 0) -> Artifact:
     """Measure ``model`` under ``judge``; the same for any number of workers, and resumed after a kill.
+
+    Args:
+        turn: from 1 on, the same prompts are drawn again from seeds of their own.
 
     Raises:
         ArtifactError: the model or the judge is damaged.
@@ -103,7 +136,7 @@ def assess(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
 
     def build(draft: Draft) -> Outcome:
         rules = Judge.read(judge)
-        drawn = draw_all(model, rules, ctx.recipe.run, draft.state)
+        drawn = draw_all(model, rules, ctx.recipe.run, draft.state, turn)
         stamp = rules.stamp(_sampler(model))
         numbers: dict[str, Any] = {}
         tables = []
@@ -111,12 +144,13 @@ def assess(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
             hits, measured = measure(result, rules, name)
             digest = stamp_digest(stamp)
             numbers[name] = {k: v.as_json() | {"stamp": digest} for k, v in measured.items()}
-            tables.append(_rows(name, rules, result, hits))
+            tables.append(_rows(name, rules, result, hits, turn))
         table = pa.concat_tables(tables)
         text = json.dumps(numbers | {"stamp": stamp}, indent=2, sort_keys=True)
         (draft.dir / "metrics.json").write_text(text + "\n")
         pq.write_table(table, draft.dir / "per_prompt.parquet", compression="zstd")
-        _sheet(drawn, rules, ctx.recipe.assess.sheet, numbers).save(draft.dir / "sheet.png", optimize=True)
+        sheet = _sheet(drawn, rules, ctx.recipe.assess.sheet, numbers, stamp["sampler"])
+        sheet.save(draft.dir / "sheet.png", optimize=True)
         return Outcome(
             counts={f"{name}_pictures": len(r.pictures) for name, r in drawn.items()},
             circumstance={"workers": ctx.recipe.run.workers},
@@ -126,7 +160,7 @@ def assess(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
         ctx,
         "assessment",
         {"model": model, "judge": judge},
-        {"sheet": ctx.recipe.assess.sheet},
+        {"sheet": ctx.recipe.assess.sheet} | ({"turn": turn} if turn else {}),
         build,
         "assess",
     )
@@ -149,11 +183,13 @@ def measure(drawn: Drawn, judge: Judge, name: str) -> tuple[npt.NDArray[np.bool_
     found["frechet"] = frechet_estimate(drawn.features, judge.reference[name])
     found["clip_score"] = bootstrap_mean(clip_scores(drawn.images, drawn.texts))
     keys = [meaning(p) for p in prompts]
-    if len(set(keys)) < 2:
+    # of a picture with several captions none is a mismatch; a prompt of no picture stands for itself
+    owners = judge.pictures.get(name) or [None] * len(keys)
+    pictures = [key if owner is None else (owner,) for key, owner in zip(keys, owners, strict=True)]
+    if not has_rivals(keys, pictures):
         return None, found
-    hits, _ = retrieved(
-        drawn.images, drawn.texts, keys, judge.protocol["r_precision_candidates"], judge.protocol["seed_base"]
-    )
+    candidates, seed = judge.protocol["r_precision_candidates"], judge.protocol["seed_base"]
+    hits, _ = retrieved(drawn.images, drawn.texts, keys, candidates, seed, pictures)
     found["r_precision"] = bootstrap_mean(hits)
     return hits, found
 
@@ -163,7 +199,7 @@ def _sampler(model: Artifact) -> str:
     return sampler_of(file.read_text() if file.exists() else None)
 
 
-def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | None) -> pa.Table:
+def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | None, turn: int) -> pa.Table:
     from PIL import Image
 
     def png(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -177,7 +213,7 @@ def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | N
             "set": [name] * n,
             "index": list(range(n)),
             "prompt": judge.prompts[name],
-            "seed": judge.seeds(name),
+            "seed": judge.seeds(name, turn),
             "correct": [g and g["correct"] for g in grades],
             "attributes": [g and json.dumps(g["attributes"], sort_keys=True) for g in grades],
             "reason": [g and g["reason"] for g in grades],
@@ -189,7 +225,7 @@ def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | N
     )
 
 
-def _sheet(drawn: dict[str, Drawn], judge: Judge, count: int, numbers: dict[str, Any]) -> Any:
+def _sheet(drawn: dict[str, Drawn], judge: Judge, count: int, numbers: dict[str, Any], sampler: str) -> Any:
     """The first prompts of each set in equal shares: sheets of two models show the same prompts."""
     samples, notes = [], []
     for position, (name, result) in enumerate(drawn.items()):
@@ -202,5 +238,5 @@ def _sheet(drawn: dict[str, Drawn], judge: Judge, count: int, numbers: dict[str,
             low, high = number["low"], number["high"]
             notes.append(f"{name}: {best} {number['value']:.3f} ({low:.3f} to {high:.3f}, n {number['n']})")
     p = judge.protocol
-    rule = f"{p['steps']} steps, guidance {p['guidance_scale']:g}"
+    rule = f"{p['steps']} steps, guidance {p['guidance_scale']:g}" if sampler != ONE_PASS else "one pass"
     return draw_sheet(samples, "Samples of the assessment", " · ".join([*notes, rule]))

@@ -3,25 +3,34 @@
 What a user sees is *fidelity* where the exact grader could measure it, else *R-precision*: both are shares of
 prompts, one 0 or 1 a prompt, so champion and challenger can be paired on the same prompt and seed.
 
-1. **Floors.** The primary set (``known``, or the first) must reach ``min_fidelity`` and ``min_r_precision``.
-   They hold for every model; otherwise small permitted losses could add up, release by release.
-2. **Non-inferiority**, for a challenger, on each set: the one-sided lower bound (at ``confidence``) of the
-   paired difference must lie above ``-max_regression``. So a model that is truly worse than the margin passes
-   with a probability of about ``1 - confidence`` at most. With the bound above 0 the set is called improved.
-3. **Fréchet distance**, for a challenger, on the primary set: at most ``max_frechet_ratio`` times the
+1. **Limits.** The primary set (``known``, or the first) must reach ``min_fidelity`` and ``min_r_precision``, and
+   every metric in ``limits`` must lie in its window. They hold for every model; otherwise small permitted losses
+   could add up, release by release. A window has two sides: too good a result (a Fréchet distance of nearly 0, a
+   share of memorised pictures) is a sign that the test leaked into training, and fails too. A metric that a limit
+   names and nobody measured fails.
+2. **Non-inferiority**, for a challenger, on each set: the one-sided lower bound of the paired difference must lie
+   above ``-max_regression``. With the bound above 0 the set is called improved.
+3. **Improvement**, for a challenger and each metric in ``must_improve``: the lower bound lies above 0 on at least
+   one set.
+4. **Fréchet distance**, for a challenger, on the primary set: at most ``max_frechet_ratio`` times the
    champion's.
 
-All must hold, so testing several sets makes the gate stricter, never looser, and needs no correction.
+All must hold, so testing several rules makes the gate stricter, never looser, and needs no correction. Two things do
+need one, and get Bonferroni's: looking again after more pictures were drawn, up to ``max_turns`` times (each look is
+at confidence ``1 - (1 - confidence) / max_turns``), and asking for an improvement on *any* of several sets (divided by
+their number as well). So a model that is truly worse than the margin passes the second rule, and one that is truly no
+better passes the third, with a probability of ``1 - confidence`` at most, over all looks together.
 
-Power, the chance that an equally good model passes the second rule, by simulation at confidence 0.95 and 512
-pairs: with 5% discordant pairs (prompts on which just one of the two is right) 0.92 at a margin of 0.03 and
-above 0.99 at 0.05; with 10% discordant pairs 0.7 and 0.97; with 18% 0.5 and 0.85. A model that is worse by
-exactly the margin passes in 5% of cases, as stated. When the bound fails but the difference itself does not,
-the result is inconclusive, which fails, and the reason says how many prompts would tell.
+Power, the chance that an equally good model passes the second rule at the first look, by simulation with 512 pairs at
+confidence 0.95 and one turn: with 5% discordant pairs (prompts on which just one of the two is right) 0.92 at a margin
+of 0.03 and above 0.99 at 0.05; with 10% discordant pairs 0.7 and 0.97; with 18% 0.5 and 0.85. When a bound fails but
+the difference itself does not, the comparison is *inconclusive*: more pictures are drawn, and what is inconclusive
+after the last turn fails. The reason says how many prompts would tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -30,7 +39,7 @@ import numpy as np
 from components.contracts.errors import GateRefused
 from components.contracts.recipe import Release
 from components.evaluation.assess import Assessment, SetResult
-from components.evaluation.intervals import Estimate, paired_difference, pairs_needed
+from components.evaluation.intervals import Estimate, Values, paired_difference, pairs_needed
 from components.evaluation.prompts import KNOWN
 from components.evaluation.protocol import difference
 
@@ -53,11 +62,12 @@ class Comparison:
     margin: float
     outcome: Outcome
     needed: int = 0  # pairs at which an equally good model would pass 9 times in 10, when inconclusive
+    rule: Literal["keep", "gain"] = "keep"
 
     @property
     def passed(self) -> bool:
-        """True for improved and not inferior."""
-        return self.outcome in ("improved", "not inferior")
+        """True for improved, and for not inferior where that is enough."""
+        return self.outcome == "improved" or (self.outcome == "not inferior" and self.rule == "keep")
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,15 @@ class Verdict:
         return not self.failures
 
     @property
-    def verdict(self) -> Literal["pass", "fail"]:
-        """The decision as a word, for records and tags."""
-        return "pass" if self.passed else "fail"
+    def undecided(self) -> bool:
+        """True if it failed, but more pictures might show that every rule holds."""
+        missed = [c for c in self.comparisons if not c.passed]
+        return len(missed) == len(self.failures) > 0 and all(c.outcome == "inconclusive" for c in missed)
+
+    @property
+    def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
+        """The decision as a word."""
+        return "pass" if self.passed else "inconclusive" if self.undecided else "fail"
 
     @property
     def reasons(self) -> list[str]:
@@ -114,15 +130,19 @@ def decide(challenger: Assessment, champion: Assessment | None, policy: Release)
             failed.append(f"{metric} on {primary} prompts is {_range(number)}, below the floor {floor:g}")
         elif floor > 0:
             passed.append(f"{metric} on {primary} prompts is {_range(number)}, not below the floor {floor:g}")
+    for metric, (least, greatest) in policy.limits.items():
+        sentence, holds = _within(challenger, primary, metric, least, greatest)
+        (passed if holds else failed).append(sentence)
     if champion is None:
         passed.append("first model: there is no champion to compare with")
     else:
         refuse_across_protocols(challenger, champion)
         pairs = {name: (one, champion.sets[name]) for name, one in challenger.sets.items()}
         comparisons = [_compare_shares(name, one, two, policy) for name, (one, two) in pairs.items()]
+        comparisons += [_compare_gain(metric, pairs, policy) for metric in policy.must_improve]
         comparisons.append(_compare_frechet(primary, *pairs[primary], policy))
         for comparison in comparisons:
-            (passed if comparison.passed else failed).append(_sentence(comparison, policy))
+            (passed if comparison.passed else failed).append(_sentence(comparison))
     return Verdict(failed, passed, comparisons)
 
 
@@ -154,18 +174,66 @@ def refuse_across_protocols(challenger: Assessment, champion: Assessment) -> Non
         )
 
 
-def _compare_shares(name: str, challenger: SetResult, champion: SetResult, policy: Release) -> Comparison:
-    metric = "fidelity" if "fidelity" in challenger.metrics else "r_precision"
+def _within(
+    challenger: Assessment, primary: str, metric: str, least: float | None, greatest: float | None
+) -> tuple[str, bool]:
+    """A sentence on a metric of ``limits``, and whether it holds."""
+    number = challenger.sets[primary].metrics.get(metric)
+    if number is None:
+        return f"{metric} has a limit and was not measured on {primary} prompts", False
+    what = f"{metric} on {primary} prompts is {_range(number)}"
+    if least is not None and number.value < least:
+        return f"{what}, below the limit {least:g}", False
+    if greatest is not None and number.value > greatest:
+        return f"{what}, above the limit {greatest:g}", False
+    window = " to ".join("any" if side is None else f"{side:g}" for side in (least, greatest))
+    return f"{what}, within {window}", True
+
+
+def _confidence(policy: Release, ways: int = 1) -> float:
+    """Of one look, at one of several ways to pass."""
+    return 1 - (1 - policy.confidence) / (policy.max_turns * ways)
+
+
+def _paired(metric: str, challenger: SetResult, champion: SetResult) -> tuple[Values, Values]:
+    """The shares of both on the pictures where both were measured."""
     one = challenger.correct if metric == "fidelity" else challenger.retrieved
     two = champion.correct if metric == "fidelity" else champion.retrieved
     both = ~(np.isnan(one) | np.isnan(two))
-    if not both.any():
+    return one[both], two[both]
+
+
+def _compare_gain(metric: str, pairs: Mapping[str, tuple[SetResult, SetResult]], policy: Release) -> Comparison:
+    """The set on which ``metric`` gained most surely, held against no gain at all."""
+    found = []
+    for name, (challenger, champion) in pairs.items():
+        one, two = _paired(metric, challenger, champion)
+        if one.size:
+            gain = paired_difference(one, two, _confidence(policy, len(pairs)))
+            found.append((gain.low, name, gain, float(two.mean()), float(one.mean())))
+    if not found:
+        raise GateRefused(
+            f"release.must_improve names {metric}, which was not measured on both models",
+            expected="a metric of the assessment",
+            remedy="take it out of release.must_improve, or assess with prompts that it can be measured on",
+        )
+    _, name, gain, before, after = max(found, key=lambda each: each[0])
+    ever = any(g.value > 0 for _, _, g, _, _ in found)
+    outcome: Outcome = "improved" if gain.low > 0 else "inconclusive" if ever else "worse"
+    return Comparison(name, metric, before, after, gain, 0.0, outcome, rule="gain")
+
+
+def _compare_shares(name: str, challenger: SetResult, champion: SetResult, policy: Release) -> Comparison:
+    metric = "fidelity" if "fidelity" in challenger.metrics else "r_precision"
+    one, two = _paired(metric, challenger, champion)
+    if not one.size:
         raise GateRefused(
             f"Nothing was measured on the {name} prompts that could be compared",
             expected="fidelity or R-precision",
             remedy="give the prompt set at least two prompts that mean different things, then assess again",
         )
-    gain = paired_difference(one[both], two[both], policy.confidence)
+    confidence = _confidence(policy)
+    gain = paired_difference(one, two, confidence)
     if gain.low > 0:
         outcome: Outcome = "improved"
     elif gain.low > -policy.max_regression:
@@ -174,9 +242,8 @@ def _compare_shares(name: str, challenger: SetResult, champion: SetResult, polic
         outcome = "worse" if gain.value < -policy.max_regression else "inconclusive"
     needed = 0
     if outcome == "inconclusive" and policy.max_regression > 0:
-        discordant = float((one[both] != two[both]).mean())
-        needed = pairs_needed(discordant, policy.max_regression, policy.confidence)
-    before, after = float(two[both].mean()), float(one[both].mean())
+        needed = pairs_needed(float((one != two).mean()), policy.max_regression, confidence)
+    before, after = float(two.mean()), float(one.mean())
     return Comparison(name, metric, before, after, gain, policy.max_regression, outcome, needed)
 
 
@@ -189,7 +256,7 @@ def _compare_frechet(name: str, challenger: SetResult, champion: SetResult, poli
     return Comparison(name, "frechet", two, one, estimate, limit, outcome)
 
 
-def _sentence(c: Comparison, policy: Release) -> str:
+def _sentence(c: Comparison) -> str:
     if c.metric == "frechet":
         sign = "at most" if c.passed else "above"
         return (
@@ -199,9 +266,12 @@ def _sentence(c: Comparison, policy: Release) -> str:
     gain = c.difference
     head = (
         f"{c.metric} on {c.set} prompts is {c.challenger:.3f} against the champion's {c.champion:.3f} "
-        f"(paired difference {gain.value:+.3f}, {policy.confidence:.0%} bounds {gain.low:+.3f} to "
+        f"(paired difference {gain.value:+.3f}, one-sided bounds {gain.low:+.3f} to "
         f"{gain.high:+.3f}, n {gain.n})"
     )
+    if c.rule == "gain":
+        said = {"improved": "improved, as it must", "inconclusive": "a gain, which it must have, is not shown"}
+        return f"{head}: {said.get(c.outcome, 'no gain, which it must have')}"
     if c.outcome == "improved":
         return f"{head}: improved"
     if c.outcome == "not inferior":

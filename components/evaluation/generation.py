@@ -24,7 +24,7 @@ from components.runtime.progress import Progress
 from components.runtime.storage import Artifact, write_bytes
 
 if TYPE_CHECKING:
-    from components.models.pipeline import Generator
+    from components.models.families import ImageGenerator
 
 
 @dataclass(frozen=True)
@@ -84,25 +84,25 @@ class Drawn:
             return cls(grades=grades, **{key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
 
 
-def chunks_of(judge: Judge) -> list[Chunk]:
+def chunks_of(judge: Judge, turn: int = 0) -> list[Chunk]:
     """All work of an assessment under this judge, in order."""
     size = judge.protocol["batch_size"]
     chunks = []
     for name, prompts in judge.prompts.items():
-        seeds = judge.seeds(name)
+        seeds = judge.seeds(name, turn)
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
             chunks.append(Chunk(name, start, tuple(prompts[part]), tuple(seeds[part])))
     return chunks
 
 
-def draw_all(model: Artifact, judge: Judge, run: Run, state: Path) -> dict[str, Drawn]:
+def draw_all(model: Artifact, judge: Judge, run: Run, state: Path, turn: int = 0) -> dict[str, Drawn]:
     """Draw and look at every prompt of the judge; chunks that ``state`` holds already are not drawn again.
 
     Raises:
         RuntimeUnavailable: Ray cannot be started, or its workers died.
     """
-    chunks = chunks_of(judge)
+    chunks = chunks_of(judge, turn)
     todo = [c for c in chunks if not (state / c.name).exists()]
     total = sum(len(c.prompts) for c in chunks)
     done = total - sum(len(c.prompts) for c in todo)
@@ -123,15 +123,15 @@ class Worker:
         self._model, self._artifact, self._threads = model, judge, threads
 
     @cached_property
-    def _loaded(self) -> tuple[Generator, Judge, TextImageExtractor]:
+    def _loaded(self) -> tuple[ImageGenerator, Judge, TextImageExtractor]:
         # not in the constructor: an error there would kill the actor and lose its message
         import torch
 
-        from components.models.pipeline import Generator
+        from components.models.families import load_generator
 
         torch.set_num_threads(self._threads)
         judge = Judge.read(self._artifact)
-        return Generator.load(pipeline_folder(self._model)), judge, judge.extractor()
+        return load_generator(pipeline_folder(self._model)), judge, judge.extractor()
 
     def draw(self, chunk: Chunk) -> Drawn:
         """Draw a chunk, embed pictures and prompts, and grade what can be graded."""
@@ -151,10 +151,14 @@ class Worker:
 
 
 def pipeline_folder(model: Artifact) -> Path:
-    """Local folder of the diffusers pipeline in a model artifact."""
-    found = [n for n in model.manifest.files if n.rpartition("/")[2] == "model_index.json"]
-    inside = min(found, key=len, default="")
-    return model.local() / inside.rpartition("/")[0]
+    """Local folder of the model in a model artifact: a diffusers pipeline, or a cnn, vae or gan.
+
+    Raises:
+        ArtifactError: it holds none.
+    """
+    from components.models.families import index_of
+
+    return model.local() / index_of(list(model.manifest.files)).rpartition("/")[0]
 
 
 def _graded(picture: Pictures, prompt: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Files:
 
 * ``extractor/``: weights, config and tokenizer of the CLIP that gives features and embeddings
 * ``prompts.json``: the prompt sets
+* ``pictures.json``: of which held-out picture each prompt is a caption, where pictures have several captions
 * ``reference.safetensors``: float64 moments of the held-out pictures' features, ``{set}.count/mean/scatter``
 * ``protocol.json``: how a model is sampled and measured under this judge
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from components.contracts.manifest import canonical_json, sha256_text
 from components.contracts.recipe import Assess
 from components.evaluation.extractor import ClipExtractor, Pictures, TextImageExtractor
 from components.evaluation.metrics import Moments
-from components.evaluation.prompts import heldout_rows, prompts_digest, split_sources
+from components.evaluation.prompts import heldout_rows, pictures_of, prompts_digest, split_sources
 from components.evaluation.protocol import CODE_VERSION, DTYPE, RESIZE, Stamp, seed_base, seed_of, seeds_rule
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
 
 #: Held-out pictures that the reference is made of, at most; the first by id, which is a hash.
 REFERENCE_LIMIT = 10_000
+_PICTURES = "pictures.json"
 
 _STAMPED = (
     "steps", "guidance_scale", "seeds", "batch_size", "r_precision_candidates", "resize", "dtype", "graded",
@@ -47,6 +49,7 @@ class Judge:
     prompts: dict[str, list[str]]
     protocol: dict[str, Any]
     reference: dict[str, Moments]
+    pictures: dict[str, list[str | None]] = field(default_factory=dict)  # see prompts.pictures_of
 
     @classmethod
     def read(cls, artifact: Artifact) -> Judge:
@@ -69,11 +72,12 @@ class Judge:
                 for name, count in arrays.items()
                 if name.endswith(".count")
             },
+            json.loads(artifact.path(_PICTURES).read_text()) if _PICTURES in artifact.manifest.files else {},
         )
 
-    def seeds(self, name: str) -> list[int]:
-        """Seeds of the prompts of a set, in order; no two prompts of the judge share one."""
-        before = 0
+    def seeds(self, name: str, turn: int = 0) -> list[int]:
+        """Seeds of the prompts of a set, in order; no two prompts, and no two turns, of the judge share one."""
+        before = turn * sum(map(len, self.prompts.values()))
         for other, prompts in self.prompts.items():
             if other == name:
                 break
@@ -139,6 +143,8 @@ def make_judge(
         reference = _reference(extractor, dataset, sets)
         _write_reference(draft.dir / "reference.safetensors", reference)
         _write_json(draft.dir / "prompts.json", sets)
+        if pictures := pictures_of(dataset, sets):
+            _write_json(draft.dir / _PICTURES, pictures)
         rules = {
             **identity,
             "extractor": {

@@ -5,7 +5,7 @@ Feature arrays are [N, d]; embeddings are rows of unit length. Everything is com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from components.evaluation.intervals import Estimate
 
 Matrix = npt.NDArray[np.float64]
+Hits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ def frechet_estimate(
 
 
 def retrieved(
-    images: npt.ArrayLike, texts: npt.ArrayLike, keys: Sequence[str], candidates: int, seed: int
+    images: npt.ArrayLike,
+    texts: npt.ArrayLike,
+    keys: Sequence[str],
+    candidates: int,
+    seed: int,
+    pictures: Sequence[Hashable] | None = None,
 ) -> tuple[npt.NDArray[np.bool_], int]:
     """R-precision per picture (Xu et al. 2018, AttnGAN): is its own caption the nearest of ``candidates``?
 
@@ -86,28 +92,46 @@ def retrieved(
         keys: what each caption means; a caption that means the same as the true one is never a candidate.
         candidates: the true caption and ``candidates - 1`` others, fewer when there are not so many meanings.
         seed: of the draw of the others.
+        pictures: of which picture each caption is, where pictures have several: no caption of a picture is a
+            candidate against another one of it.
 
     Returns:
-        Hits [N] (a tie is no hit), and how many candidates there were.
+        Hits [N] (a tie is no hit), and how many candidates there were at most.
 
     Raises:
-        ValueError: all captions mean the same.
+        ValueError: a picture has no candidates, see :func:`has_rivals`.
     """
     image, text = _unit(images), _unit(texts)
+    if not has_rivals(keys, pictures):
+        raise ValueError("expected captions of at least two meanings, and no picture that says all of them")
     meanings = sorted(set(keys))
-    if len(meanings) < 2:
-        raise ValueError("expected captions of at least two meanings, found one")
     number = {key: i for i, key in enumerate(meanings)}
     own = np.array([number[key] for key in keys])
     first = np.unique(own, return_index=True)[1]  # one caption stands for each meaning
-    others = min(candidates, len(meanings)) - 1
+    said: dict[Hashable, set[int]] = {}
+    for mine, picture in zip(own.tolist(), own.tolist() if pictures is None else pictures, strict=True):
+        said.setdefault(picture, set()).add(mine)
     rng = np.random.default_rng([0x4B, seed])
-    hits = np.zeros(len(keys), dtype=bool)
-    for i, mine in enumerate(own):
-        drawn = rng.choice(len(meanings) - 1, others, replace=False)
-        rivals = text[first[drawn + (drawn >= mine)]]
+    hits, most = np.zeros(len(keys), dtype=bool), 0
+    for i, picture in enumerate(own.tolist() if pictures is None else pictures):
+        true = sorted(said[picture])
+        others = min(candidates - 1, len(meanings) - len(true))
+        drawn = rng.choice(len(meanings) - len(true), others, replace=False)
+        for left_out in true:
+            drawn = drawn + (drawn >= left_out)
+        rivals = text[first[drawn]]
         hits[i] = float(image[i] @ text[i]) > float((rivals @ image[i]).max())
-    return hits, others + 1
+        most = max(most, others + 1)
+    return hits, most
+
+
+def has_rivals(keys: Sequence[str], pictures: Sequence[Hashable] | None = None) -> bool:
+    """Whether :func:`retrieved` has a wrong caption to offer to every picture."""
+    said: dict[Hashable, set[str]] = {}
+    for key, picture in zip(keys, keys if pictures is None else pictures, strict=True):
+        said.setdefault(picture, set()).add(key)
+    everything = len(set(keys))
+    return bool(said) and all(len(some) < everything for some in said.values())
 
 
 def clip_scores(images: npt.ArrayLike, texts: npt.ArrayLike) -> Matrix:
@@ -137,3 +161,71 @@ def _weighted(x: Matrix, counts: npt.NDArray[np.int64]) -> Moments:
     mean = counts @ x / counts.sum()
     centred = x - mean
     return Moments(int(counts.sum()), mean, (centred * counts[:, None]).T @ centred)
+
+
+def precision_recall(real: npt.ArrayLike, drawn: npt.ArrayLike, neighbours: int = 3) -> tuple[Hits, Hits]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric", eqs. 1-3).
+
+    A picture lies on the other set's manifold when it is no farther from one of its members than that member's
+    ``neighbours``-th nearest neighbour in its own set.
+
+    Args:
+        real, drawn: features ``[N, d]`` and ``[M, d]``, each with more than ``neighbours`` rows.
+
+    Returns:
+        For each drawn picture whether it looks like a real one (the mean is precision), ``[M]``, and for each real
+        one whether it could have been drawn (the mean is recall), ``[N]``.
+
+    Raises:
+        ValueError: too few rows.
+    """
+    x, y = np.asarray(real, np.float64), np.asarray(drawn, np.float64)
+    if min(len(x), len(y)) <= neighbours or neighbours < 1:
+        raise ValueError(f"expected more than {neighbours} features of each, found {len(x)} and {len(y)}")
+    return _covered(y, x, neighbours), _covered(x, y, neighbours)
+
+
+def inception_score(
+    probabilities: npt.ArrayLike, confidence: float = 0.95, seed: int = 0, resamples: int = 200
+) -> Estimate:
+    """Inception score (Salimans et al. 2016, sec. 4): ``exp(mean KL(p(y|x) || p(y)))``, with a bootstrap interval.
+
+    1 when all pictures get the same answer, ``K`` when they are surely of all ``K`` classes alike. The interval is
+    the value plus and minus the normal quantile times the bootstrap's standard error, as for the Fréchet distance.
+
+    Args:
+        probabilities: ``p(y|x)`` of every picture, ``[N, K]``, by whatever classifier the protocol names.
+
+    Raises:
+        ValueError: rows are no distributions.
+    """
+    p = np.asarray(probabilities, np.float64)
+    if p.ndim != 2 or not p.size or p.min() < 0 or not np.allclose(p.sum(1), 1, atol=1e-4):
+        raise ValueError(f"expected distributions [N, K], found shape {p.shape}")
+    entropies = np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0.0).sum(1)
+
+    def score(weights: Matrix) -> float:
+        marginal = weights @ p
+        mixed = np.where(marginal > 0, marginal * np.log(np.maximum(marginal, 1e-300)), 0.0).sum()
+        return float(np.exp(max(0.0, weights @ entropies - mixed)))
+
+    n = len(p)
+    value = score(np.full(n, 1 / n))
+    draws = np.random.default_rng([0x15C0, seed]).multinomial(n, [1 / n] * n, resamples) / n
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(np.std([score(row) for row in draws], ddof=1))
+    return Estimate(value, max(1.0, value - half), value + half, n)
+
+
+def _covered(points: Matrix, members: Matrix, neighbours: int) -> Hits:
+    """Which points lie within the radius of some member, in blocks so that memory stays bounded."""
+    among = np.concatenate([np.sort(part, axis=1)[:, neighbours] for part in _distances(members, members)])
+    found = [(part <= among).any(axis=1) for part in _distances(points, members)]
+    return np.concatenate(found)
+
+
+def _distances(one: Matrix, other: Matrix, block: int = 1024) -> Iterator[Matrix]:
+    """Squared distances ``[block, len(other)]`` of rows to rows, block by block."""
+    squares = (other * other).sum(1)
+    for start in range(0, len(one), block):
+        part = one[start : start + block]
+        yield np.maximum((part * part).sum(1)[:, None] + squares - 2 * part @ other.T, 0.0)

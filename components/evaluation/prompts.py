@@ -45,14 +45,14 @@ def heldout_prompts(ctx: Context, dataset: Artifact) -> dict[str, list[str]]:
 
 
 def caption_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]]:
-    """Up to ``n`` distinct captions a set, drawn from the held-out split of the dataset.
+    """Up to ``n`` distinct captions a set, drawn from all captions of the held-out pictures of the dataset.
 
     Raises:
         DataError: nothing is held out.
     """
     by_source: dict[int, set[str]] = {}
-    for row in heldout_rows(dataset, ["caption", "source"]):
-        by_source.setdefault(row["source"], set()).add(row["caption"])
+    for row in heldout_rows(dataset, ["caption", "alternatives", "source"]):
+        by_source.setdefault(row["source"], set()).update([row["caption"], *(row["alternatives"] or ())])
     sets: dict[str, list[str]] = {}
     for name, sources in split_sources(by_source).items():
         captions = sorted(set().union(*(by_source[s] for s in sources)))
@@ -65,6 +65,20 @@ def caption_prompts(dataset: Artifact, n: int, seed: int) -> dict[str, list[str]
             remedy="raise prepare.holdout or collect more pictures",
         )
     return sets
+
+
+def pictures_of(dataset: Artifact, sets: dict[str, list[str]]) -> dict[str, list[str | None]]:
+    """For every prompt the id of the first held-out picture that it is a caption of, None if of none.
+
+    Empty where no held-out picture has several captions: then each prompt stands for itself.
+    """
+    owner: dict[str, str] = {}
+    several = False
+    for row in sorted(heldout_rows(dataset, ["id", "caption", "alternatives"]), key=lambda row: str(row["id"])):
+        for caption in (row["caption"], *(row["alternatives"] or ())):
+            owner.setdefault(caption, row["id"])
+        several |= bool(row["alternatives"])
+    return {name: [owner.get(prompt) for prompt in prompts] for name, prompts in sets.items()} if several else {}
 
 
 def split_sources(sources: Iterable[int]) -> dict[str, list[int]]:

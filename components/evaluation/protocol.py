@@ -15,6 +15,7 @@ from components.contracts.manifest import canonical_json, sha256_text
 #: Raised by whoever changes code of this package or of the grader so that a number changes.
 CODE_VERSION = 1
 RESIZE = "uint8 RGB / 255, to the extractor's input side by antialiased bicubic where it differs"
+ONE_PASS = "none (one pass)"  # the sampler of a model that has none: a cnn, vae or gan
 DTYPE = "pictures uint8, features float32, moments float64"
 
 Stamp = dict[str, Any]
@@ -38,7 +39,7 @@ def seed_base(recipe_seed: int) -> int:
 def sampler_of(scheduler_config: str | None) -> str:
     """Name and settings digest of the scheduler that a model brings, from its ``scheduler_config.json``."""
     if scheduler_config is None:
-        return "none (one pass)"
+        return ONE_PASS
     settings = {k: v for k, v in json.loads(scheduler_config).items() if k != "_diffusers_version"}
     text = json.dumps(settings, sort_keys=True)  # canonical JSON would refuse the infinities that are in there
     return f"{settings.get('_class_name', 'unknown')}:{sha256_text(text)[:12]}"
@@ -50,11 +51,16 @@ def stamp_digest(stamp: Mapping[str, Any]) -> str:
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What differs between two stamps, one line each; empty when numbers under them may be compared."""
+    """What differs between two stamps, one line each; empty when numbers under them may be compared.
+
+    A model of one pass has no sampler: held against one that has, that is a difference of the models, not of how
+    they were measured.
+    """
+    families_differ = (one.get("sampler") == ONE_PASS) != (other.get("sampler") == ONE_PASS)
     return [
         f"{key}: {_short(one.get(key))} against {_short(other.get(key))}"
         for key in sorted(set(one) | set(other))
-        if one.get(key) != other.get(key)
+        if one.get(key) != other.get(key) and not (key == "sampler" and families_differ)
     ]
 
 

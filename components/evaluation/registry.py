@@ -2,17 +2,22 @@
 
 Tags of a version: ``verdict``, ``reasons``, digests (``model_digest``, ``weights``, ``data``, ``assessment``,
 ``judge``, ``policy``, ``record``, and ``against``: the champion's model that it was compared with),
-``promoted`` once it became champion, ``rolled_back`` and ``restored`` with the reason after a rollback.
+``promoted`` once it became champion, ``rolled_back`` and ``restored`` with the reason after a rollback, ``forced``
+with the reason when it was made champion in spite of its verdict; and what serving goes by, the signed ``gate`` and
+``promotion`` of :mod:`components.evaluation.vouching`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.contracts.errors import ArtifactError, GateRefused, RuntimeUnavailable
+from components.evaluation.signing import Keys
+from components.evaluation.vouching import GATE, PROMOTION, gate_statement, newest, promotion_of, promotion_statement
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, full_store_explained
@@ -35,6 +40,7 @@ class Registry:
         self._ctx = ctx
         self._name = ctx.recipe.release.model_name
         self._open: Tracker | None = None
+        self.keys = Keys(ctx.home)
 
     @property
     def tracker(self) -> Tracker:
@@ -118,16 +124,49 @@ class Registry:
     def carry_out(self, record: Artifact, content: dict[str, Any]) -> None:
         """Make the model of a registered record the champion if it passed and that is not yet done."""
         version = self._version_of(record)
-        if version is None or content["verdict"] != "pass" or version.tags.get("promoted") == "true":
+        if version is None or content["verdict"] != "pass":
             return
         present = self.champion()
-        if present is None or present.version != version.version:
-            if _model_digest(present) not in (_against(content), content["model"]):
-                say(f"release: version {version.version} was compared with another champion; alias unchanged")
-                return
-            self.tracker.set_alias(self._name, CHAMPION, version.version)
-        self.tracker.tag_version(self._name, version.version, {"promoted": "true"})
+        own = present is not None and present.version == version.version
+        promoted = version.tags.get("promoted") == "true"
+        if promoted and (not own or (self._signed(version) and promotion_of(version, self.keys))):
+            return  # done, and perhaps replaced since
+        if not own and _model_digest(present) not in (_against(content), content["model"]):
+            say(f"release: version {version.version} was compared with another champion; alias unchanged")
+            return
+        if not self._signed(version):  # the key was changed, or the version is older than signatures
+            self._sign(version.version, record, content)
+        self._promote(version.version, "passed the gate")
         say(f"release: version {version.version} of {self._name} is the champion")
+
+    def force(self, version: int, reason: str) -> ModelVersion:
+        """Make a version champion whatever its verdict; signed as forced, with the reason.
+
+        Raises:
+            GateRefused: no reason is given, or the version carries no record of this gate.
+        """
+        if not reason.strip():
+            raise GateRefused("A forced release needs a reason", remedy='give one: --force --reason "..."')
+        found = next((v for v in self.versions() if v.version == version), None)
+        if found is None or not self._signed(found):
+            raise GateRefused(
+                f"Version {version} of {self._name} carries no record that this gate signed",
+                expected="a version that the release stage registered",
+                remedy="run `atelier release` first; it registers the model with its verdict, whatever that is",
+            )
+        forced = f"{found.tags.get('verdict', 'no verdict')}, forced: {reason.strip()}"
+        self._promote(version, reason.strip(), forced=True)
+        self.tracker.tag_version(self._name, version, {"forced": forced})
+        say(f"release: version {version} of {self._name} is the champion by force ({reason.strip()})")
+        return self.tracker.version(self._name, version)
+
+    def mend(self) -> None:
+        """Put the alias on the version that was promoted last, wherever somebody has moved it to."""
+        last, present = newest(self.versions(), self.keys), self.champion()
+        if last is not None and (present is None or present.version != last[0].version):
+            moved = f"points at version {present.version}" if present else "is gone"
+            self.tracker.set_alias(self._name, CHAMPION, last[0].version)
+            say(f"release: the alias {moved} without a promotion; put back on version {last[0].version}")
 
     def rollback(self, reason: str) -> ModelVersion:
         """See :func:`rollback`."""
@@ -143,9 +182,29 @@ class Registry:
         self.tracker.tag_version(self._name, present.version, {"rolled_back": reason})
         restored = {"restored": f"in place of version {present.version}: {reason}"}
         self.tracker.tag_version(self._name, fit[-1].version, restored)
-        self.tracker.set_alias(self._name, CHAMPION, fit[-1].version)
+        self._promote(fit[-1].version, f"rolled back to from version {present.version}: {reason}")
         say(f"release: version {present.version} rolled back to {fit[-1].version} ({reason})")
         return self.tracker.version(self._name, fit[-1].version)
+
+    def _promote(self, version: int, reason: str, forced: bool = False) -> None:
+        """Sign the promotion, then move the alias: killed in between, :meth:`mend` does the rest."""
+        now = self.tracker.version(self._name, version)
+        last = newest(self.versions(), self.keys)
+        if forced or last is None or last[0].version != version:
+            said = promotion_statement(now, last[1] + 1 if last else 1, reason, forced)
+            self.tracker.tag_version(self._name, version, {PROMOTION: self.keys.sign(said)})
+        self.tracker.set_alias(self._name, CHAMPION, version)
+        self.tracker.tag_version(self._name, version, {"promoted": "true"})
+
+    def _signed(self, version: ModelVersion) -> bool:
+        try:
+            self.keys.verified(version.tags.get(GATE, ""), "record")
+        except GateRefused:
+            return False
+        return True
+
+    def _sign(self, version: int, record: Artifact, content: dict[str, Any]) -> None:
+        self.tracker.tag_version(self._name, version, {GATE: self.keys.sign(gate_statement(content, record.digest))})
 
     def _version_of(self, record: Artifact) -> ModelVersion | None:
         return next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
@@ -157,6 +216,7 @@ class Registry:
         recipe = self._ctx.recipe
         tags = {"record": record.digest, "stage": "release", "verdict": content["verdict"]}
         begun = self.tracker.find_run({"record": record.digest})
+        signed = self.keys.sign(gate_statement(content, record.digest))
         with self.tracker.run(f"release {model.digest[:12]}", tags=tags, resume=begun) as run:
             run.log_params({"assess": recipe.assess.identity(), "release": recipe.release.identity()})
             for name, metrics in content["metrics"].items():
@@ -164,6 +224,9 @@ class Registry:
             run.log_artifact(record.path("record.json"), "release")
             for file in ("metrics.json", "sheet.png"):
                 run.log_artifact(assessment.path(file), "release")
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "gate.json").write_text(signed + "\n", encoding="utf-8")
+                run.log_artifact(Path(folder) / "gate.json", "release")
         return self.tracker.register(
             self._name,
             model.url,
@@ -176,6 +239,7 @@ class Registry:
                 "against": _against(content),
                 "model_digest": model.digest,
                 "model_kind": model.manifest.kind,
+                GATE: signed,
             },
             _description(content),
         )
@@ -227,7 +291,25 @@ def rollback(ctx: Context, reason: str) -> ModelVersion:
     """
     registry = Registry(ctx)
     with registry.locked():
+        registry.mend()
         return registry.rollback(reason)
+
+
+def force(ctx: Context, reason: str, version: int | None = None, record: Artifact | None = None) -> ModelVersion:
+    """Make a registered version the champion whatever its verdict, signed as forced.
+
+    Args:
+        reason: kept with the signature. version: its number; or ``record``, the gate's on it.
+
+    Raises:
+        GateRefused: no reason is given, or the version carries no signed record of the gate.
+        RegistryError: the registry is down.
+    """
+    registry = Registry(ctx)
+    with registry.locked():
+        if record is not None and version is None:
+            version = next((v.version for v in registry.versions() if v.tags.get("record") == record.digest), None)
+        return registry.force(version or 0, reason)
 
 
 def _against(content: dict[str, Any]) -> str:

@@ -8,13 +8,16 @@ between leaves nothing half done for long.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from components.contracts.errors import ArtifactError, GateRefused, InputError
-from components.contracts.manifest import canonical_json, sha256_text
-from components.evaluation.assess import Assessment
+from components.contracts.recipe import Release
+from components.evaluation.assess import Assessment, assess
 from components.evaluation.gate import decide, primary_set
-from components.evaluation.registry import Registry, champion, require_champion, rollback, versions
+from components.evaluation.registry import Registry, champion, force, require_champion, rollback, versions
+from components.evaluation.signing import Keys
+from components.evaluation.vouching import policy_digest, weights_digest
 from components.runtime.progress import say
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
@@ -22,19 +25,26 @@ from components.runtime.storage import Artifact, Draft, Outcome
 __all__ = [
     "champion",
     "find",
+    "force",
+    "judge_and_release",
     "policy_digest",
     "read_record",
     "release",
     "require_champion",
     "require_pass",
     "rollback",
+    "rotate_key",
     "versions",
     "weights_digest",
 ]
 
 
 def release(
-    ctx: Context, model: Artifact, assessment: Artifact, champion_assessment: Artifact | None = None
+    ctx: Context,
+    model: Artifact,
+    assessment: Artifact,
+    champion_assessment: Artifact | None = None,
+    more: Sequence[tuple[Artifact, Artifact]] = (),
 ) -> Artifact:
     """Judge ``model``, register it with the verdict, and make it the champion if it passed.
 
@@ -46,6 +56,7 @@ def release(
         assessment: of ``model``.
         champion_assessment: of the present champion under the same judge; None when there is no champion, or
             when ``model`` is the champion.
+        more: further turns of both, where the first did not tell.
 
     Returns:
         The record (kind ``release``); see :func:`require_pass`. A model that fails raises nothing here.
@@ -63,12 +74,40 @@ def release(
         return standing
     registry = Registry(ctx)
     with registry.locked():
+        registry.mend()
         _require_present_champion(registry, model, champion_assessment)
-        record = _judge(ctx, model, assessment, champion_assessment)
+        record = _judge(ctx, model, assessment, champion_assessment, more)
         content = read_record(record)
         registry.register(record, content, model, assessment)
         registry.carry_out(record, content)
     return record
+
+
+def judge_and_release(ctx: Context, model: Artifact, judge: Artifact) -> Artifact:
+    """Measure ``model`` and the present champion under ``judge``, as often as it takes to tell, and :func:`release`.
+
+    Where the first pictures do not tell, both draw the same prompts again from other seeds, up to
+    ``release.max_turns`` times in all; what then still is inconclusive fails.
+    """
+    assessment = assess(ctx, model, judge)
+    if judged := find(ctx, model, assessment):
+        return judged
+    if (present := champion(ctx)) is None:
+        return release(ctx, model, assessment)
+    theirs = assess(ctx, present[1], judge)
+    policy = ctx.recipe.release
+    more: list[tuple[Artifact, Artifact]] = []
+    for turn in range(1, policy.max_turns):
+        if not decide(*_joined(assessment, theirs, more), policy).undecided:
+            break
+        say(f"release: not told apart after {turn} of {policy.max_turns} turns; both draw again from other seeds")
+        more.append((assess(ctx, model, judge, turn), assess(ctx, present[1], judge, turn)))
+    return release(ctx, model, assessment, theirs, more)
+
+
+def rotate_key(ctx: Context) -> str:
+    """Sign with a new key from now on; the former one still verifies. Returns the new key's name."""
+    return Keys(ctx.home).rotate()
 
 
 def find(ctx: Context, model: Artifact, assessment: Artifact | None = None) -> Artifact | None:
@@ -84,7 +123,8 @@ def find(ctx: Context, model: Artifact, assessment: Artifact | None = None) -> A
     if not registry.exists:
         return None
     with registry.locked():
-        record = registry.record_of(model, assessment, policy_digest(ctx))
+        registry.mend()
+        record = registry.record_of(model, assessment, policy_digest(ctx.recipe.release))
         if record is not None:
             content = read_record(record)
             registry.carry_out(record, content)
@@ -115,28 +155,30 @@ def require_pass(record: Artifact) -> None:
         )
 
 
-def weights_digest(model: Artifact) -> str:
-    """SHA-256 over the names and checksums of a model's weight files."""
-    files = {n: f.sha256 for n, f in model.manifest.files.items() if n.endswith(".safetensors")}
-    return sha256_text(canonical_json(files))
-
-
-def policy_digest(ctx: Context) -> str:
-    """SHA-256 of the release section of the recipe."""
-    return sha256_text(canonical_json(ctx.recipe.release.identity()))
-
-
-def _judge(ctx: Context, model: Artifact, assessment: Artifact, champion_assessment: Artifact | None) -> Artifact:
+def _judge(
+    ctx: Context,
+    model: Artifact,
+    assessment: Artifact,
+    champion_assessment: Artifact | None,
+    more: Sequence[tuple[Artifact, Artifact]],
+) -> Artifact:
     policy = ctx.recipe.release
     inputs = {"model": model, "assessment": assessment}
     if champion_assessment is not None:
         inputs["champion"] = champion_assessment
+    for turn, (own, others) in enumerate(more, 1):
+        inputs |= {f"assessment_{turn}": own, f"champion_{turn}": others}
 
     def build(draft: Draft) -> Outcome:
-        one = Assessment.read(assessment)
-        two = Assessment.read(champion_assessment) if champion_assessment else None
+        one, two = _joined(assessment, champion_assessment, more)
         verdict = decide(one, two, policy)
-        content = verdict.as_json() | {
+        told = verdict.as_json()
+        if verdict.undecided:
+            told["verdict"] = "fail"
+            told["failures"].insert(0, _budget_spent(one, 1 + len(more), policy))
+            told["reasons"].insert(0, told["failures"][0])
+        content = told | {
+            "turns": 1 + len(more),
             "primary": primary_set(one),
             "metrics": _metrics(one),
             "champion_metrics": _metrics(two) if two else None,
@@ -150,13 +192,31 @@ def _judge(ctx: Context, model: Artifact, assessment: Artifact, champion_assessm
             "champion": champion_assessment
             and {"model": champion_assessment.manifest.inputs["model"], "assessment": champion_assessment.digest},
             "policy": policy.identity(),
-            "policy_digest": policy_digest(ctx),
+            "policy_digest": policy_digest(policy),
         }
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (draft.dir / "record.json").write_text(text, encoding="utf-8")
-        return Outcome(evidence={"verdict": verdict.verdict, "reasons": verdict.reasons})
+        return Outcome(evidence={"verdict": content["verdict"], "reasons": content["reasons"]})
 
     return run_stage(ctx, "release", inputs, {"policy": policy.identity()}, build)
+
+
+def _joined(
+    assessment: Artifact, champion_assessment: Artifact | None, more: Sequence[tuple[Artifact, Artifact]]
+) -> tuple[Assessment, Assessment | None]:
+    """Both sides over all turns."""
+    one = Assessment.joined([Assessment.read(a) for a in (assessment, *(own for own, _ in more))])
+    if champion_assessment is None:
+        return one, None
+    return one, Assessment.joined([Assessment.read(a) for a in (champion_assessment, *(other for _, other in more))])
+
+
+def _budget_spent(one: Assessment, turns: int, policy: Release) -> str:
+    drawn = sum(len(found.seeds) for found in one.sets.values())
+    budget = (
+        f"the budget of release.max_turns={policy.max_turns} is spent" if turns >= policy.max_turns else "no more drawn"
+    )
+    return f"inconclusive after {turns} turns and {drawn} pictures of each model; {budget}"
 
 
 def _metrics(assessment: Assessment) -> dict[str, Any]:

@@ -1,17 +1,25 @@
-"""The finished model: a stock Stable Diffusion folder, and a generator that samples it in batches."""
+"""The finished model: a folder of a stock diffusers pipeline, and a generator that samples it in batches.
+
+A U-Net is saved as ``StableDiffusionPipeline``, a diffusion transformer as ``PixArtAlphaPipeline``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.contracts.errors import ArtifactError, InputError
+from components.contracts.errors import ArtifactError, InputError, TrainingError
+from components.models.adapters import Adapters
+from components.models.autoencoder import factor_of, load_autoencoder
+from components.models.denoiser import FOLDERS, load_denoiser, predict
 from components.models.quiet import quieten
-from components.models.text_encoder import load_tokenizer, text_states, text_tower
+from components.models.text_encoder import load_text_tower, load_tokenizer, read_prompts, with_positions
+from components.runtime.precision import autocast
 
 NOISE_LEVELS = 1000  # diffusers counts noise levels from 0 to this
 
@@ -52,30 +60,51 @@ def alpha_bars(zero_terminal_snr: bool) -> Any:
     return DDPMScheduler(**_STABLE_DIFFUSION, rescale_betas_zero_snr=zero_terminal_snr).alphas_cumprod
 
 
+_PIXART_TOKENS = 120  # that PixArt's pipeline pads every prompt to, unless it is told otherwise
+
+
 def save_pipeline(
-    folder: Path, clip: Any, tokenizer: Any, autoencoder: Any, denoiser: Any, scaling: float, scheduler: Any = None
+    folder: Path, tower: Any, tokenizer: Any, autoencoder: Any, denoiser: Any, scaling: float, scheduler: Any = None
 ) -> None:
     """Write a folder that ``DiffusionPipeline.from_pretrained`` opens without any code of this project.
 
     Args:
+        tower: of the text encoder, as :func:`components.models.text_encoder.load_text_tower` gives it.
         scaling: latents times this have unit variance (Rombach et al. 2022, sec. G).
         scheduler: as :func:`make_scheduler` gives it; that of flow matching by default.
+
+    Raises:
+        TrainingError: no stock pipeline has these parts together.
     """
     quieten()
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
     autoencoder.register_to_config(scaling_factor=scaling)
-    pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=text_tower(clip),
-        tokenizer=tokenizer,
-        unet=denoiser,
-        scheduler=scheduler or make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {"vae": autoencoder, "tokenizer": tokenizer, "scheduler": scheduler or make_scheduler()}
+    if FOLDERS[type(denoiser).__name__] == "transformer":
+        tower = with_positions(tower, _PIXART_TOKENS)
+        pipeline = diffusers.PixArtAlphaPipeline(text_encoder=tower, transformer=denoiser, **parts)
+    else:
+        require_together("unet", type(autoencoder).__name__)
+        pipeline = diffusers.StableDiffusionPipeline(
+            text_encoder=tower, unet=denoiser, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False, **parts,
+        )  # fmt: skip
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def require_together(family: str, autoencoder: str) -> None:
+    """Stock pipelines of the denoiser's family must decode with this class of autoencoder.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    if family == "unet" and autoencoder != "AutoencoderKL":
+        raise TrainingError(
+            f"A U-Net with an {autoencoder} has no stock pipeline",
+            expected="AutoencoderKL, which StableDiffusionPipeline decodes with",
+            remedy="set train.denoiser.family=dit, or choose an AutoencoderKL for train.autoencoder.source",
+        )
 
 
 class Generator:
@@ -85,11 +114,14 @@ class Generator:
     batch, up to the rounding of bf16.
     """
 
+    family, uses_steps, uses_seed = "diffusion", True, True  # see components.models.families
+
     def __init__(
         self, tokenizer: Any, tower: Any, denoiser: Any, autoencoder: Any, scheduler: Any, device: Any
     ) -> None:
         self._tokenizer, self._scheduler, self._device = tokenizer, scheduler, device
         self._tower, self._denoiser, self._autoencoder = tower, denoiser, autoencoder
+        self._adapters = Adapters(denoiser)
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Generator:
@@ -100,22 +132,21 @@ class Generator:
         """
         quieten()
         import torch
-        from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel
+        from diffusers import DPMSolverMultistepScheduler
 
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(folder)
-        local: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        within = next((name for name in FOLDERS.values() if (folder / name).is_dir()), "unet")
         try:
-            tower = frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", **local), chosen)
-            denoiser = frozen(UNet2DConditionModel.from_pretrained(folder / "unet", **local), chosen)
-            autoencoder = frozen(AutoencoderKL.from_pretrained(folder / "vae", **local), chosen)
+            tower = frozen(load_text_tower(folder / "text_encoder"), chosen)
+            denoiser = frozen(load_denoiser(folder / within), chosen)
+            autoencoder = frozen(load_autoencoder(folder / "vae"), chosen)
             scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
             tokenizer = load_tokenizer(folder / "tokenizer")
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(
                 f"{folder} cannot be opened as a model: {str(error).splitlines()[0]}",
-                expected="a Stable Diffusion folder with unet, vae, text_encoder, tokenizer and scheduler",
+                expected="a diffusers folder with unet or transformer, vae, text_encoder, tokenizer and scheduler",
                 remedy="check the path, or train and assemble the model again",
             ) from error
         return cls(tokenizer, tower, denoiser, autoencoder, scheduler, chosen)
@@ -123,7 +154,14 @@ class Generator:
     @property
     def image_size(self) -> int:
         """Side of the pictures, in pixels."""
-        return int(self._denoiser.config.sample_size * 2 ** (len(self._autoencoder.config.block_out_channels) - 1))
+        return int(self._denoiser.config.sample_size * factor_of(self._autoencoder))
+
+    def styled(self, key: str, folder: Path) -> AbstractContextManager[None]:
+        """What is generated inside the block is drawn with the LoRA in ``folder``, and outside without any.
+
+        See :meth:`components.models.adapters.Adapters.on`.
+        """
+        return self._adapters.on(key, folder)
 
     def truncated(self, prompt: str) -> bool:
         """True if the prompt is longer than the text encoder reads: its end is then ignored."""
@@ -165,20 +203,16 @@ class Generator:
         if not prompts:
             return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         with torch.inference_mode():
-            states = self._states([*prompts, *negatives] if guidance_scale > 1 else list(prompts))
-            latents = self._sample(self._noise(seeds), states, steps, guidance_scale)
+            told = self.condition([*prompts, *negatives] if guidance_scale > 1 else list(prompts))
+            latents = self._sample(self._noise(seeds), told, steps, guidance_scale)
             pixels = self._decode(latents)
         return np.asarray(pixels)
 
-    def _states(self, texts: list[str]) -> Any:
-        distinct = list(dict.fromkeys(texts))
-        ids = self._tokenizer(
-            distinct, padding="max_length", truncation=True, max_length=self._tokenizer.model_max_length,
-            return_tensors="pt",
-        )["input_ids"]  # fmt: skip
-        states = text_states(self._tower, ids.to(self._device))
-        place = {text: i for i, text in enumerate(distinct)}
-        return states[[place[text] for text in texts]]
+    def condition(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What the denoiser is told of the prompts: ``states`` fp32 ``[N, length, width]``, ``mask`` bool
+        ``[N, length]``, which is False for padding."""
+        states, mask = read_prompts(self._tokenizer, self._tower, prompts)
+        return {"states": states, "mask": mask}
 
     def _noise(self, seeds: Sequence[int]) -> Any:
         import torch
@@ -190,7 +224,7 @@ class Generator:
         ]
         return torch.cat(draws).to(self._device)
 
-    def _sample(self, latents: Any, states: Any, steps: int, guidance: float) -> Any:
+    def _sample(self, latents: Any, told: dict[str, Any], steps: int, guidance: float) -> Any:
         import torch
 
         # the scheduler counts its steps: a copy of its own for each call keeps calls apart
@@ -198,8 +232,8 @@ class Generator:
         scheduler.set_timesteps(steps, device=self._device)
         for time in scheduler.timesteps:
             both = torch.cat([latents, latents]) if guidance > 1 else latents
-            with torch.autocast(self._device.type, torch.bfloat16):
-                velocity = self._denoiser(both, time, encoder_hidden_states=states, return_dict=False)[0]
+            with autocast(self._device.type):
+                velocity = predict(self._denoiser, both, time, **told)
             velocity = velocity.float()
             if guidance > 1:
                 wanted, unwanted = velocity.chunk(2)
@@ -210,7 +244,7 @@ class Generator:
     def _decode(self, latents: Any) -> Any:
         import torch
 
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with autocast(self._device.type):
             pictures = self._autoencoder.decode(latents / self._autoencoder.config.scaling_factor, return_dict=False)[0]
         pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -35,3 +35,25 @@ def descendants(artifacts: Iterable[Artifact], of: Iterable[Artifact], through: 
 def digests(artifact: Artifact) -> tuple[str, ...]:
     """All digests that other manifests may name the artifact by, the present one first."""
     return (artifact.digest, *artifact.manifest.earlier)
+
+
+def ancestors(artifacts: Iterable[Artifact], of: Artifact) -> dict[str, list[tuple[str, Artifact]]]:
+    """What ``of`` was made from, back to the sources: by URL of an artifact, its inputs ``(role, artifact)``.
+
+    The keys are in the order from ``of`` to the sources, each once. An input that the store does not hold any more
+    is left out.
+
+    Args:
+        artifacts: of one store.
+    """
+    by_digest = {digest: artifact for artifact in artifacts for digest in digests(artifact)}
+    found: dict[str, list[tuple[str, Artifact]]] = {}
+    waiting = [of]
+    while waiting:
+        artifact = waiting.pop(0)
+        if artifact.url in found:
+            continue
+        inputs = [(role, by_digest[d]) for role, d in sorted(artifact.manifest.inputs.items()) if d in by_digest]
+        found[artifact.url] = inputs
+        waiting += [one for _, one in inputs]
+    return found

@@ -74,6 +74,7 @@ def run_stage(
     build: Callable[[Draft], Outcome],
     label: str | None = None,
     reads: Mapping[str, str] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Artifact:
     """The artifact of ``kind`` for these inputs and this config; ``build`` fills it when it is not there yet.
 
@@ -85,6 +86,7 @@ def run_stage(
         label: of the stage, for people; else its kind.
         reads: by role, what the names of the files begin with that ``build`` reads of that input; the others are
             not verified. Without an entry everything is.
+        check: called when there is work to do, before Ray is started; raises when the work cannot succeed.
 
     Raises:
         ArtifactError: an input or the finished artifact is damaged.
@@ -99,6 +101,8 @@ def run_stage(
         return done
     for role, artifact in inputs.items():
         artifact.verify((reads or {}).get(role, ""))
+    if check:
+        check()
     ctx.start_ray()
     say(f"{label}: started")
     started = time.monotonic()

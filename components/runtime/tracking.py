@@ -6,7 +6,7 @@ Works on a SQLite file and on a tracking server alike; ``uri`` says which.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from components.runtime.cluster import apply_quiet_environment
 
 _TAG_CHARS = 5000  # MLflow's limit for a tag of a model version
 _URL_TAG = "artifact_url"
+_METRICS = 1000  # MLflow's limit for one call
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,23 @@ class Run:
         now = int(time.time() * 1000)
         with _explained(self._uri):
             self._client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def log_points(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Log many steps' metrics in as few calls as the server allows: ``(step, metrics)`` of each."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, float(v), now, step) for step, values in points for k, v in values.items()]
+        with _explained(self._uri):
+            for start in range(0, len(metrics), _METRICS):
+                self._client.log_batch(self.id, metrics=metrics[start : start + _METRICS])
+
+    def last_step(self, metric: str) -> int:
+        """The highest step that ``metric`` was logged at, -1 when it never was."""
+        with _explained(self._uri):
+            return max((int(m.step) for m in self._client.get_metric_history(self.id, metric)), default=-1)
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Copy a local file into the run's artifacts."""
@@ -137,6 +155,8 @@ class Tracker:
         all_tags = dict(tags or {}) | ({"mlflow.parentRunId": parent} if parent else {})
         with _explained(self.uri):
             run_id = resume or self._client.create_run(self._experiment, run_name=name, tags=all_tags).info.run_id
+            if resume:
+                self._client.update_run(run_id, status="RUNNING")
         status = "FAILED"
         try:
             yield Run(self._client, self.uri, run_id)

@@ -93,14 +93,16 @@ def encode_table(model: Any, rows: pa.Table, keys: Sequence[bytes], known: dict[
     Args:
         keys: of the rows. known: moments that need not be computed, by the position of the row.
     """
+    from components.models.autoencoder import factor_of
+
     moments, sizes = dict(known), sizes_of(rows)
-    factor = 2 ** (len(model.config.block_out_channels) - 1)
     for size, at in by_size(sizes):
         missing = np.array([i for i in at if int(i) not in known], np.int64)
         for start in range(0, len(missing), _BATCH):
             chosen = missing[start : start + _BATCH]
             moments |= zip(chosen.tolist(), _encode(model, pictures_at(rows, chosen, size)), strict=True)
     made = []
+    factor = factor_of(model)
     for i, (name, split) in enumerate(zip(rows["id"].to_pylist(), rows["split"].to_pylist(), strict=True)):
         grid = {"height": int(sizes[i, 0]) // factor, "width": int(sizes[i, 1]) // factor}
         row = {"id": name, "split": split, **grid, "key": keys[i], "mean": moments[i][0], "logvar": moments[i][1]}
@@ -112,12 +114,14 @@ def _encode(model: Any, pictures: Any) -> list[Moments]:
     """Mean and log-variance of at most a batch of pictures of one size."""
     import torch
 
+    from components.models.autoencoder import encode_moments
+
     full = np.concatenate([pictures, np.zeros((_BATCH - len(pictures), *pictures.shape[1:]), np.uint8)])
     with torch.inference_mode():
         batch = torch.from_numpy(full).permute(0, 3, 1, 2)
-        moments = model.encoder(batch.to(next(model.parameters()).device).float().div(127.5).sub(1))
-        mean, logvar = moments[: len(pictures)].cpu().chunk(2, dim=1)
-    means, logvars = mean.numpy().astype(DTYPE), logvar.clamp(-30.0, 20.0).numpy().astype(DTYPE)
+        pixels = batch.to(next(model.parameters()).device).float().div(127.5).sub(1)
+        mean, logvar = (part[: len(pictures)].cpu().numpy() for part in encode_moments(model, pixels))
+    means, logvars = mean.astype(DTYPE), logvar.astype(DTYPE)
     return [(m.tobytes(), v.tobytes()) for m, v in zip(means, logvars, strict=True)]
 
 

@@ -19,25 +19,30 @@ def encode_latents(ctx: Context, dataset: Artifact, autoencoder: Artifact) -> Ar
     """The moments of every picture of the dataset under the autoencoder: ``data/*.parquet``, ``latents.json``.
 
     ``latents.json`` holds ``channels``, ``size`` (side of the grid of a square picture) and ``scaling``, the factor
-    to unit variance. Parts that were damaged since are encoded anew; rows that an earlier dataset had, with the same
-    autoencoder, are taken from its latents.
+    to unit variance: measured on the training pictures, or, with ``train.autoencoder.scaling: config``, that of the
+    loaded model's makers. Parts that were damaged since are encoded anew; rows that an earlier dataset had, with the
+    same autoencoder, are taken from its latents.
     """
 
     def build(draft: Draft) -> Outcome:
+        from components.models.autoencoder import Grid
         from components.training.encoding import Job, encode_dataset
 
         model = autoencoder.local() / "model"
-        shape = json.loads((model / "config.json").read_text())
-        factor = 2 ** (len(shape["block_out_channels"]) - 1)
-        require_multiple(dataset, factor, "autoencoder")
+        grid = Grid.of(model)
+        require_multiple(dataset, grid.factor, "autoencoder")
         known = [str(path) for a in earlier for path in a.paths("data/")]
         job = Job(str(model), autoencoder.digest, draft.url, tuple(known))
         rows, reused, spread = encode_dataset(dataset.local(), job, ctx.recipe.run)
-        facts = {"channels": shape["latent_channels"], "size": side_of(dataset) // factor, "scaling": spread.scaling}
+        scaling = grid.scaling if own else spread.scaling
+        facts = {"channels": grid.channels, "size": side_of(dataset) // grid.factor, "scaling": scaling}
         write_bytes(f"{draft.url}/latents.json", json.dumps(facts, sort_keys=True).encode())
         return Outcome(counts={"rows": rows}, evidence=facts, circumstance={"reused": reused})
 
+    own = ctx.recipe.train.autoencoder.scaling == "config"
     inputs, config = {"dataset": dataset, "autoencoder": autoencoder}, {"dtype": DTYPE, "transform": TRANSFORM}
+    if own:
+        config["scaling"] = "config"
     earlier = _encodings(ctx, autoencoder, config)
     return mended_stage(ctx, "latents", inputs, config, build)
 
@@ -58,7 +63,7 @@ def mended_stage(
         return run_stage(ctx, kind, inputs, config, build)
 
 
-def _sizes(dataset: Artifact) -> list[tuple[int, int]]:
+def picture_sizes(dataset: Artifact) -> list[tuple[int, int]]:
     """Height and width of the dataset's pictures, in pixels: every size that occurs, the smallest first."""
     from components.training.samples import by_size, sizes_of, table
 
@@ -72,7 +77,7 @@ def _sizes(dataset: Artifact) -> list[tuple[int, int]]:
 
 def side_of(dataset: Artifact) -> int:
     """Side of the square picture that stands for the dataset's sizes, in pixels."""
-    sizes = _sizes(dataset)
+    sizes = picture_sizes(dataset)
     return sizes[0][0] if len(sizes) == 1 else int(dataset.manifest.config["image_size"])
 
 
@@ -82,7 +87,7 @@ def require_multiple(dataset: Artifact, factor: int, what: str) -> None:
     Raises:
         TrainingError: one is not.
     """
-    odd = [f"{width}x{height}" for height, width in _sizes(dataset) if height % factor or width % factor]
+    odd = [f"{width}x{height}" for height, width in picture_sizes(dataset) if height % factor or width % factor]
     if odd:
         raise TrainingError(
             f"{dataset.short} holds pictures of {', '.join(odd)} pixels",

@@ -5,8 +5,6 @@ Times ``t`` run from 0 (data) to 1 (noise), as the noise level of diffusers' flo
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,6 +130,6 @@ def schedule(step: int, steps: int, warmup: float, cooldown: float, floor: float
     return min(1.0, up, down)
 
 
-def psnr(error: float) -> float:
+def psnr(error: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of a mean squared error on a range of 2 (-1..1)."""
-    return 10 * math.log10(4 / max(error, 1e-12))
+    return 10 * torch.log10(4 / error.clamp(min=1e-12))

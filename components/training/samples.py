@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from components.contracts.errors import ArtifactError
 from components.models.text_encoder import pad_tokens
 from components.training.moments import LATENT_SCHEMA, damaged_row
+from components.training.tokens import COLUMNS, token_rows
 
 Size = tuple[int, int]  # height, width
 Block = TypeVar("Block", npt.NDArray[np.uint8], Tensor)
@@ -92,36 +93,36 @@ def pictures_at(rows: Any, at: npt.NDArray[np.int64], size: Size) -> npt.NDArray
     return out
 
 
-def load_pictures(dataset: Path) -> Buckets[npt.NDArray[np.uint8]]:
-    """The training pictures of a dataset, uint8 ``[n, height, width, 3]`` a bucket."""
-    rows = table(dataset, ["pixels", "height", "width"])
+def load_pictures(dataset: Path, split: str = "train") -> Buckets[npt.NDArray[np.uint8]]:
+    """The pictures of a split of a dataset, uint8 ``[n, height, width, 3]`` a bucket."""
+    rows = table(dataset, ["pixels", "height", "width"], split)
     return Buckets([pictures_at(rows, at, size) for size, at in by_size(sizes_of(rows))])
 
 
-def load_ids(artifact: Path) -> list[str]:
-    """Ids of the training samples of a dataset or of latents."""
-    rows = table(artifact, ["id", "height", "width"])
+def load_ids(artifact: Path, split: str = "train") -> list[str]:
+    """Ids of a split's samples of a dataset or of latents."""
+    rows = table(artifact, ["id", "height", "width"], split)
     ids = rows["id"].to_pylist()
     return [ids[i] for _, at in by_size(sizes_of(rows)) for i in at]
 
 
-def load_captions(dataset: Path, tokenizer: Any) -> Tensor:
-    """Padded token ids int64 ``[N, model_max_length]`` of the training samples."""
-    rows = table(dataset, ["tokens", "height", "width"])
-    tokens = rows["tokens"].to_pylist()
+def load_captions(dataset: Path, tokenizer: Any, split: str = "train") -> Tensor:
+    """Padded token ids int64 ``[N, model_max_length]`` of a split's samples, by this tokenizer."""
+    rows = table(dataset, [*COLUMNS, "height", "width"], split)
+    tokens = token_rows(rows, tokenizer, dataset)
     tokens = [tokens[i] for _, at in by_size(sizes_of(rows)) for i in at]
     return torch.as_tensor(
         pad_tokens(tokens, tokenizer.model_max_length, tokenizer.pad_token_id, tokenizer.eos_token_id)
     )
 
 
-def load_latents(latents: Path, channels: int) -> tuple[Buckets[Tensor], Buckets[Tensor]]:
-    """Mean and log-variance, fp32 ``[n, channels, height, width]`` a bucket, of the training samples.
+def load_latents(latents: Path, channels: int, split: str = "train") -> tuple[Buckets[Tensor], Buckets[Tensor]]:
+    """Mean and log-variance, fp32 ``[n, channels, height, width]`` a bucket, of a split's samples.
 
     Raises:
         ArtifactError: a row does not match its checksum.
     """
-    rows = table(latents, [*LATENT_SCHEMA.names])
+    rows = table(latents, [*LATENT_SCHEMA.names], split)
     if (bad := damaged_row(rows)) is not None:
         raise ArtifactError(
             f"The latents of {rows['id'][bad].as_py()} do not match their checksum",

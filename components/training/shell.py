@@ -1,27 +1,28 @@
 """A thin Ray Train shell around the loop: one process a worker, DeepSpeed over the group that Ray sets up.
 
-``folder`` must be seen by every worker: with workers on several nodes keep the run's root on shared storage.
+A worker or node that is lost costs the time since the last checkpoint: Ray Train starts the workers again, as many
+as there is room for, and they go on. ``folder`` must be seen by every worker: with workers on several nodes keep the
+run's root on shared storage, or let ``run.checkpoints`` name a URL that all nodes reach.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.contracts.errors import AtelierError, TrainingError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
-from components.runtime.progress import Progress
+from components.training.far import fetch
+from components.training.following import Listener, following
 
-_CURVE, _SUMMARY = "curve.jsonl", "summary.json"
+_SUMMARY = "summary.json"
 
 
-def run_training(task: Any, plan: Any, folder: Path, run: Run) -> dict[str, Any]:
+def run_training(task: Any, plan: Any, folder: Path, run: Run, listener: Listener | None = None) -> dict[str, Any]:
     """Train ``task`` by ``plan`` (see :func:`components.training.loop.train`) on ``run.workers`` workers.
 
     A training that was killed goes on from its last checkpoint in ``folder``; one that had ended returns at once.
@@ -30,27 +31,74 @@ def run_training(task: Any, plan: Any, folder: Path, run: Run) -> dict[str, Any]
         The loop's summary.
 
     Raises:
-        TrainingError: the loop refused, or a worker died.
+        TrainingError: the loop refused, or workers failed more often than ``run.max_failures``.
         RuntimeUnavailable: Ray cannot be started.
     """
-    if run.gpus_per_worker == 0 and run.workers * run.threads_per_worker > run.cpus and not run.ray_address:
+    check_workers(plan.batch_size, run, getattr(task, "whole_batch", False))
+    summary, url = folder / _SUMMARY, checkpoints_url(folder, run)
+    if url:
+        plan = replace(plan, checkpoints=url)
+        fetch(url, folder)
+    if not summary.exists():
+        if run.launcher == "here":
+            from components.training.here import train_here
+
+            with following(task.name, plan, folder, listener):
+                train_here(task, plan, folder)
+        else:
+            with ray_session(run), following(task.name, plan, folder, listener):
+                _fit(task, plan, folder, run)
+        if url:
+            fetch(url, folder)
+    found: dict[str, Any] = json.loads(summary.read_text())
+    return found
+
+
+def checkpoints_url(folder: Path, run: Run) -> str | None:
+    """Where the checkpoints of the training with that folder are kept, if elsewhere than in it."""
+    return f"{run.checkpoints.rstrip('/')}/{'-'.join(folder.parts[-3:-1])}" if run.checkpoints else None
+
+
+def check_workers(batch_size: int, run: Run, whole_batch: bool = False) -> None:
+    """Refuse numbers of workers that cannot be had, or cannot share the batch.
+
+    Raises:
+        TrainingError: see above.
+    """
+    local = run.launcher == "ray" and not run.ray_address
+    if local and run.gpus_per_worker == 0 and run.workers * run.threads_per_worker > run.cpus:
         raise TrainingError(
             f"{run.workers} workers of {run.threads_per_worker} threads do not fit on run.cpus={run.cpus}",
             expected="run.workers * run.threads_per_worker <= run.cpus",
             remedy="lower run.workers, or raise run.cpus",
         )
-    summary = folder / _SUMMARY
-    if not summary.exists():
-        with ray_session(run), _progress(task.name, plan, folder):
-            _fit(task, plan, folder, run)
-    found: dict[str, Any] = json.loads(summary.read_text())
-    return found
+    if run.launcher == "here":
+        return  # torchrun says how many there are; the loop checks
+    fewest = run.min_workers or run.workers
+    if fewest > run.workers:
+        raise TrainingError(
+            f"run.min_workers {fewest} is above run.workers {run.workers}",
+            expected="run.min_workers <= run.workers",
+            remedy="lower run.min_workers, or leave it out for a fixed number of workers",
+        )
+    parts = 1 if whole_batch else run.accumulate
+    wrong = [n for n in range(fewest, run.workers + 1) if batch_size % (n * parts)]
+    if wrong:
+        needed = math.lcm(*(n * parts for n in range(fewest, run.workers + 1)))
+        by = f" in {parts} parts each" if parts > 1 else ""
+        raise TrainingError(
+            f"A global batch of {batch_size} cannot be split among {' or '.join(map(str, wrong))} workers{by}",
+            expected=f"a multiple of {needed}",
+            remedy="change the section's batch_size, run.workers, run.min_workers or run.accumulate",
+        )
 
 
 def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from components.training.failures import Failures
 
     resources = {"CPU": float(run.threads_per_worker)}
     if run.gpus_per_worker:
@@ -59,11 +107,17 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
         _worker,
         train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads_per_worker},
         scaling_config=ScalingConfig(
-            num_workers=run.workers, use_gpu=run.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
+            use_gpu=run.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         torch_config=TorchConfig(backend="nccl" if run.gpus_per_worker else "gloo"),
-        # continuing is done by the same command, from our own checkpoints, and not behind the user's back
-        run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=run.max_failures),
+            callbacks=[Failures(folder, run.max_failures)],
+        ),
     )
     try:
         trainer.fit()
@@ -78,61 +132,23 @@ def _worker(config: dict[str, Any]) -> None:
     from components.training.loop import train
 
     torch.set_num_threads(config["threads"])
-    train(config["task"], config["plan"], Path(config["folder"]))
+    folder = Path(config["folder"])
+    folder.mkdir(parents=True, exist_ok=True)  # on another node than the one that asks
+    train(config["task"], config["plan"], folder)
 
 
 def _explained(error: Exception, name: str) -> AtelierError:
     """What a worker raised, or what became of the workers, as one error for the user."""
+    from components.training.failures import refusal_in
+
     failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     for failure in failures:
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, AtelierError):
-                return seen
-            seen = getattr(seen, "cause", None) or getattr(seen, "_base_exc", None) or seen.__cause__
+        if refusal := refusal_in(failure):
+            return refusal
     lines = [line for line in str(failures[0]).strip().splitlines() if line.strip()]
     return TrainingError(
         f"Training the {name} failed: {lines[-1].strip() if lines else type(failures[0]).__name__}",
         expected="every worker to reach the last step",
         remedy="run the same command again, it goes on from the last checkpoint; if a worker was killed for "
-        "memory, lower the section's batch_size",
+        "memory, lower the section's batch_size, or raise run.accumulate or run.zero_stage",
     )
-
-
-@contextlib.contextmanager
-def _progress(name: str, plan: Any, folder: Path) -> Iterator[None]:
-    """Show the curve that rank 0 writes while the block runs."""
-    total = plan.steps * plan.batch_size
-    bar = Progress(f"train {name}", total, "img", initial=int(_last(folder / _CURVE).get("images", 0)))
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(1.0):
-            show()
-
-    def show() -> str:
-        point = _last(folder / _CURVE)
-        note = f"loss {point['loss']:.4f}" if point else "starting workers"
-        bar.update(int(point.get("images", 0)), note)
-        return note
-
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-        bar.close(show())
-
-
-def _last(path: Path) -> dict[str, Any]:
-    """The last whole point of the curve, empty when there is none."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError):
-                point = json.loads(line)
-                if isinstance(point, dict) and "loss" in point:
-                    return point
-    return {}

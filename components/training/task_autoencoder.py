@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,27 @@ class Rebuild(nn.Module):
         return self.model
 
     def forward(self, pixels: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        moments = self.model.encoder(pixels).float()
-        mean, logvar = moments.chunk(2, dim=1)
-        logvar = logvar.clamp(-30.0, 20.0)  # as AutoencoderKL does
-        rebuilt = self.model.decoder(objective.sample_gaussian(mean, logvar, noise))
+        mean, logvar = (part.float() for part in autoencoders.encode_moments(self.model, pixels))
+        rebuilt = self.model.decode(objective.sample_gaussian(mean, logvar, noise), return_dict=False)[0]
         loss, error = objective.autoencoder_loss(rebuilt, pixels, mean, logvar, self.kl_weight)
-        return {"loss": loss, "psnr": torch.tensor(objective.psnr(float(error.detach())))}
+        return {"loss": loss, "psnr": objective.psnr(error.detach())}
 
 
 @dataclass
 class AutoencoderTask:
-    """The autoencoder on pictures of the training split."""
+    """The autoencoder on pictures of a split."""
 
     config: Autoencoder
     dataset: Path
     image_size: int
     start: Path | None = None
     name: str = "autoencoder"
+    split: str = "train"
     _data: Any = field(default=None, repr=False)
+
+    def held_out(self) -> AutoencoderTask:
+        """The same on pictures that are never trained on."""
+        return replace(self, split="holdout", _data=None)
 
     def build(self) -> nn.Module:
         if self.start:
@@ -52,11 +55,10 @@ class AutoencoderTask:
         return Rebuild(autoencoders.make_autoencoder(self.config, self.image_size), self.config.kl_weight)
 
     def open(self, module: nn.Module, device: torch.device) -> list[int]:
-        self._data = load_pictures(self.dataset)
+        self._data = load_pictures(self.dataset, self.split)
         return list(self._data.sizes)
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
-        factor = autoencoders.factor_of(self.config)
-        grid = (side // factor for side in self._data.shape(indices)[:2])
+        grid = (side // self.config.downsampling for side in self._data.shape(indices)[:2])
         noise = torch.randn(len(indices), self.config.latent_channels, *grid, generator=draws)
         return {"pixels": to_pixels(self._data.take(indices[mine])), "noise": noise[mine]}

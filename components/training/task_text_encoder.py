@@ -1,8 +1,11 @@
-"""Training CLIP, whose text tower conditions the denoiser: a task of :mod:`components.training.loop`."""
+"""Training CLIP, whose text tower conditions the generator: a task of :mod:`components.training.loop`.
+
+By the contrastive loss, the DAMSM loss (:mod:`components.training.damsm`) or both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +15,108 @@ from torch import Tensor, nn
 
 from components.contracts.recipe import TextEncoder
 from components.models import text_encoder as encoders
+from components.models.damsm import PLAIN, Saved, Towers, colours, has_head, load_head, make_head
 from components.training import objective
-from components.training.samples import load_captions, load_pictures, squeezed, to_pixels
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' rows in rank order; the gradient of a row is summed over all ranks that used it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        whole = grads[0].contiguous()
-        dist.all_reduce(whole)
-        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+from components.training.captions import load_all_captions
+from components.training.damsm import Features, Gammas, damsm_loss, damsm_over_ranks, equal_rows, gather
+from components.training.samples import load_pictures, squeezed, to_pixels
 
 
 class Contrast(nn.Module):
-    """CLIP with its contrastive loss over the global batch."""
+    """CLIP with its losses over the global batch."""
 
-    def __init__(self, clip: Any) -> None:
+    log_scale: Tensor
+
+    def __init__(self, towers: Towers, config: TextEncoder) -> None:
         super().__init__()
+        clip, self.config = towers.clip, config
         # DeepSpeed cannot send a parameter without dimensions: the scale is kept here until the end
-        self.log_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
+        scale = clip.logit_scale.detach().reshape(1).clone()
+        if config.losses == "damsm":  # which has a factor of its own
+            self.register_buffer("log_scale", scale, persistent=False)
+        else:
+            self.log_scale = nn.Parameter(scale)
         del clip.logit_scale
-        self.model = clip
+        self.towers = towers
 
-    def finished(self) -> Any:
-        """The CLIP model with its scale again."""
-        self.model.logit_scale = nn.Parameter(self.log_scale.detach().reshape(()))
-        return self.model
+    def finished(self) -> Saved:
+        """The CLIP model with its scale again, and its head."""
+        self.towers.clip.logit_scale = nn.Parameter(self.log_scale.detach().reshape(()))
+        return Saved(self.towers)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        seen = self.model.vision_model(pixel_values=pixels).pooler_output
-        read = self.model.text_model(input_ids=ids).pooler_output
-        images = nn.functional.normalize(self.model.visual_projection(seen).float(), dim=-1)
-        texts = nn.functional.normalize(self.model.text_projection(read).float(), dim=-1)
-        everyone: Tensor = _Gather.apply(torch.stack([images, texts], 1))  # type: ignore[no-untyped-call]
+        if self.config.losses == "contrastive":
+            return self._contrast(*self.towers.pooled(pixels, ids))
+        regions, images = self.towers.look(pixels)
+        words, mask, sentences = self.towers.read(ids)
+        features, gammas = Features(regions, images, words, mask, sentences), Gammas(*self.config.damsm_gammas)
+        if self.training:
+            by_word, by_sentence = damsm_over_ranks(features, ids, gammas)
+        else:  # a held-out batch is one rank's own
+            by_word, by_sentence = damsm_loss(features, gammas=gammas, same=equal_rows(ids, ids))
+        loss = self.config.damsm_weight * (by_word + by_sentence)
+        found = {"loss": loss, "words": by_word.detach(), "sentence": by_sentence.detach()}
+        if self.config.losses == "both":
+            contrast = self._contrast(images, sentences)
+            found |= {"loss": loss + contrast["loss"], "contrastive": contrast["loss"].detach()}
+            found["scale"] = contrast["scale"]
+        return found
+
+    def _contrast(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        images = nn.functional.normalize(images.float(), dim=-1)
+        texts = nn.functional.normalize(texts.float(), dim=-1)
+        everyone, first = torch.stack([images, texts], 1), 0
+        if self.training:  # a held-out batch is one rank's own
+            everyone, first = gather(everyone), dist.get_rank() * len(images)
         # never above 100, as in the paper
         scale = self.log_scale.clamp(max=4.6052).exp()
-        first = dist.get_rank() * len(images)
         loss = objective.contrastive_loss(images, texts, everyone[:, 0], everyone[:, 1], scale, first)
-        return {"loss": loss, "scale": scale.detach()}
+        return {"loss": loss, "scale": scale.detach().reshape(())}
 
 
 @dataclass
 class TextEncoderTask:
-    """CLIP on pictures and token rows of the dataset's training split."""
+    """CLIP on pictures and captions of the dataset's training split."""
 
     config: TextEncoder
     dataset: Path
     image_size: int
-    start: Path | None = None
+    start: Path | None = None  # folder of a CLIP model to go on from
     name: str = "text encoder"
+    tokenizer: Path | None = None  # in place of the dataset's
+    sampled: bool = True  # of several captions of a picture one each time, not always the first
+    split: str = "train"
+    whole_batch: bool = True  # the losses compare the pairs of a batch with each other: it cannot be cut
     _data: Any = field(default=None, repr=False)
+
+    def held_out(self) -> TextEncoderTask:
+        """The same on pictures that are never trained on."""
+        return replace(self, split="holdout", sampled=False, _data=None)
 
     def build(self) -> nn.Module:
         if self.start:
-            return Contrast(encoders.load_clip(self.start))
-        tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
-        return Contrast(encoders.make_clip(self.config, tokenizer, self.image_size))
+            clip, seen = encoders.load_clip(self.start), colours(self.start)
+        else:
+            clip, seen = encoders.make_clip(self.config, self._tokenizer(), self.image_size), PLAIN
+        head = None
+        if self.config.losses != "contrastive":
+            known = self.start is not None and has_head(self.start)
+            head = load_head(Path(str(self.start))) if known else make_head(clip, self.config.damsm_width)
+        return Contrast(Towers(clip, head, seen), self.config)
 
     def open(self, module: nn.Module, device: torch.device) -> list[int]:
-        tokenizer = encoders.load_tokenizer(self.dataset / "tokenizer")
-        ids = load_captions(self.dataset, tokenizer)
+        tokenizer = self._tokenizer()
+        captions = load_all_captions(self.dataset, tokenizer, self.split, self.sampled)
         # attention is causal and reads up to the end token (which may also pad): the rest need not be computed
+        ids = captions.ids
         longest = min(int((ids != tokenizer.pad_token_id).sum(1).max()) + 1, ids.shape[1])
-        self._data = load_pictures(self.dataset), ids[:, :longest].contiguous()
+        self._data = load_pictures(self.dataset, self.split), ids[:, :longest].contiguous(), captions
         return list(self._data[0].sizes)
 
     def batch(self, indices: Any, mine: slice, draws: torch.Generator) -> dict[str, Tensor]:
-        pictures, ids = self._data
+        pictures, ids, captions = self._data
         pixels = squeezed(to_pixels(pictures.take(indices[mine])), self.image_size)
-        return {"pixels": pixels, "ids": ids[indices[mine]]}
+        return {"pixels": pixels, "ids": ids[captions.rows(indices, draws)[mine]]}
+
+    def _tokenizer(self) -> Any:
+        return encoders.load_tokenizer(self.tokenizer or self.dataset / "tokenizer")

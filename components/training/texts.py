@@ -26,6 +26,7 @@ from components.runtime.progress import Progress
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
 from components.training.latents import mended_stage
+from components.training.tokens import COLUMNS, all_tokens, token_rows
 
 DTYPE = "<f2"
 TEXT_SCHEMA = pa.schema(
@@ -35,7 +36,7 @@ TEXT_SCHEMA = pa.schema(
         ("height", pa.int32()),  # of the row's picture, which decides its place among the samples
         ("width", pa.int32()),
         ("key", pa.binary(32)),  # SHA-256 of tokens, text encoder and dtype
-        ("states", pa.binary()),  # DTYPE, tokens x width
+        ("states", pa.binary()),  # DTYPE, captions x tokens x width: the row's own caption, then its alternatives
         ("checksum", pa.binary(32)),  # SHA-256 of all of the above
     ]
 )
@@ -62,17 +63,21 @@ def encode_texts(ctx: Context, dataset: Artifact, text_encoder: Artifact) -> Art
     return mended_stage(ctx, "text_states", inputs, {"dtype": DTYPE}, build)
 
 
-def load_states(texts: Path, length: int) -> tuple[list[str], Any]:
-    """Ids and states, fp16 ``[N, length, width]``, of the training samples, in the order of the samples.
+def load_states(texts: Path, length: int, split: str = "train", count: int | None = None) -> tuple[list[str], Any]:
+    """Ids of a split's samples and states, fp16 ``[count, length, width]``, of all their captions, in the order of
+    :class:`components.training.captions.Captions`.
+
+    Args:
+        length: tokens of a caption. count: captions of the split; as many as samples by default.
 
     Raises:
-        ArtifactError: a row does not match its checksum.
+        ArtifactError: a row does not match its checksum, or there are not as many captions.
     """
     import torch
 
     from components.training.samples import by_size, sizes_of, table
 
-    rows = table(texts, TEXT_SCHEMA.names)
+    rows = table(texts, TEXT_SCHEMA.names, split)
     at = np.concatenate([places for _, places in by_size(sizes_of(rows))])
     rows = rows.take(at)
     for row in rows.to_pylist():
@@ -83,19 +88,31 @@ def load_states(texts: Path, length: int) -> tuple[list[str], Any]:
                 remedy="run the same command again; damaged parts are encoded anew",
             )
     flat = np.frombuffer(b"".join(value.as_py() for value in rows["states"]), np.float16)
-    return rows["id"].to_pylist(), torch.from_numpy(flat.reshape(rows.num_rows, length, -1).copy())
+    count = rows.num_rows if count is None else count
+    width, left = divmod(flat.size, max(1, count * length))
+    if left or (count and not width):
+        raise ArtifactError(
+            f"The text states in {texts} are not of {count} captions of {length} tokens",
+            expected="the states of every caption of the dataset",
+            remedy="delete the artifact of the text states and run the same command again; it is made anew",
+        )
+    return rows["id"].to_pylist(), torch.from_numpy(flat.reshape(count, length, width).copy())
 
 
 def encode_piece(piece: dict[str, Any], job: Job) -> dict[str, Any]:
     """Encode the captions of one file of the dataset into one file of the artifact; runs in a Ray worker."""
-    rows = pq.read_table(piece["path"], columns=["id", "split", "height", "width", "tokens"])
-    states = _states(job.text_encoder, rows["tokens"].to_pylist())
-    made = []
-    for row, state in zip(rows.to_pylist(), states, strict=True):
-        tokens = np.array(row.pop("tokens"), "<i4").tobytes()
-        row["key"] = hashlib.sha256(tokens + f" {job.digest} {DTYPE}".encode()).digest()
-        row["states"] = state.tobytes()
+    names = ["id", "split", "height", "width"]
+    rows = pq.read_table(piece["path"], columns=[*names, *COLUMNS, "alternatives"])
+    tokenizer = _tower(job.text_encoder)[1]
+    tokens = token_rows(rows, tokenizer, Path(piece["path"]).parents[1])
+    ids, counts = all_tokens(tokens, rows["alternatives"].to_pylist(), tokenizer)
+    states, made, at = _states(job.text_encoder, ids), [], 0
+    for row, count in zip(rows.select(names).to_pylist(), counts, strict=True):
+        read = b"".join(np.array(caption, "<i4").tobytes() for caption in ids[at : at + count])
+        row["key"] = hashlib.sha256(read + f" {job.digest} {DTYPE}".encode()).digest()
+        row["states"] = b"".join(state.tobytes() for state in states[at : at + count])
         made.append({**row, "checksum": _checksum(row)})
+        at += count
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(made, schema=TEXT_SCHEMA), out, compression="zstd")
     write_bytes(f"{job.target}/data/{piece['name']}", out.getvalue())
@@ -112,11 +129,11 @@ def _tower(folder: str) -> tuple[Any, Any]:
     """Text tower and tokenizer, loaded once a worker process."""
     import torch
 
-    from components.models.text_encoder import load_clip, load_tokenizer, text_tower
+    from components.models.text_encoder import load_text_tower, load_tokenizer
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return text_tower(load_clip(Path(folder) / "model")).to(device), load_tokenizer(Path(folder) / "tokenizer")
+    return load_text_tower(Path(folder) / "model").to(device), load_tokenizer(Path(folder) / "tokenizer")
 
 
 def _states(folder: str, tokens: list[list[int]]) -> list[Any]:
@@ -131,7 +148,8 @@ def _states(folder: str, tokens: list[list[int]]) -> list[Any]:
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
         full = torch.cat([batch, batch[:1].expand(_BATCH - len(batch), -1)])
-        found += list(text_states(tower, full.to(device), _BATCH)[: len(batch)].cpu().numpy().astype(DTYPE))
+        states = text_states(tower, full.to(device), _BATCH, tokenizer.eos_token_id)
+        found += list(states[: len(batch)].cpu().numpy().astype(DTYPE))
     return found
 
 

@@ -39,6 +39,9 @@ async function readSettings(first) {
   }
   if (settings.model_version === null) showServed("no model released yet", false);
   else showServed(`${settings.model} · version ${settings.model_version} · ${settings.image_size} px`, true);
+  for (const id of ["steps", "guidance", "negative"]) el(id).disabled = !settings.uses_steps;
+  el("choices").hidden = !settings.uses_steps;
+  el("seed").disabled = !settings.uses_seed;
   if (!first) return;
   el("key-open").hidden = !settings.key_required;
   el("n").max = settings.max_images;
@@ -48,6 +51,24 @@ async function readSettings(first) {
   el("prompt").maxLength = settings.max_prompt_chars;
   el("negative").maxLength = settings.max_prompt_chars;
   showNumbers();
+}
+
+// Styles by name: an adapter that was trained for the served version.
+async function readStyles() {
+  if (settings.model_version === null || (settings.key_required && !key)) return;
+  let known = [];
+  try {
+    const answer = await fetch("/v1/styles", { cache: "no-store", headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    if (answer.ok) known = (await answer.json()).data.filter((style) => style.available);
+  } catch { /* the server is away: settings say so */ }
+  const chosen = el("style").value;
+  el("style").replaceChildren(new Option("none", ""), ...known.map(({ id, caption }) => {
+    const option = new Option(id, id);
+    option.title = caption;
+    return option;
+  }));
+  el("style").value = known.some(({ id }) => id === chosen) ? chosen : "";
+  el("style-field").hidden = known.length === 0;
 }
 
 function showServed(text, ready) {
@@ -69,12 +90,15 @@ function asked() {
   const body = {
     prompt: el("prompt").value.trim(),
     n: Number(el("n").value),
-    num_inference_steps: Number(el("steps").value),
-    guidance_scale: Number(el("guidance").value),
     response_format: "b64_json",
   };
-  if (el("seed").value !== "") body.seed = Number(el("seed").value);
-  if (el("negative").value.trim()) body.negative_prompt = el("negative").value.trim();
+  if (settings.uses_steps) {
+    body.num_inference_steps = Number(el("steps").value);
+    body.guidance_scale = Number(el("guidance").value);
+    if (el("negative").value.trim()) body.negative_prompt = el("negative").value.trim();
+  }
+  if (el("style").value) body.style = el("style").value;
+  if (settings.uses_seed && el("seed").value !== "") body.seed = Number(el("seed").value);
   return body;
 }
 
@@ -154,8 +178,10 @@ function showPictures(made, body) {
         href: address(picture.b64_json), download: `atelier-v${made.model_version}-${picture.seed}.png`,
         textContent: "Save", ariaLabel: `Save the picture of seed ${picture.seed}`,
       })))));
-  el("caption").textContent = made.data[0].truncated
-    ? `${body.prompt} (longer than the model reads: its end was left out)` : body.prompt;
+  const { truncated, negative_truncated: negative } = made.data[0];
+  const cut = [truncated && "prompt", negative && "negative prompt"].filter(Boolean).join(" and ");
+  el("caption").textContent = cut
+    ? `${body.prompt} (${cut} longer than the model reads: the end was left out)` : body.prompt;
 }
 
 function keep(made, body) {
@@ -174,7 +200,7 @@ function showPast() {
     again.addEventListener("click", () => { fill(body); el("form").scrollIntoView({ block: "start" }); draw(body); });
     return make("li", {}, make("img", { src: address(picture), alt: "" }), make("div", {},
       make("p", { textContent: body.prompt, title: body.prompt }),
-      make("p", { className: "note", textContent: `version ${version} · seed ${body.seed} · ×${body.n}` }),
+      make("p", { className: "note", textContent: `version ${version}${body.style ? ` · ${body.style}` : ""} · seed ${body.seed} · ×${body.n}` }),
       again));
   }));
 }
@@ -183,9 +209,11 @@ function fill(body) {
   el("prompt").value = body.prompt;
   el("n").value = body.n;
   el("seed").value = body.seed;
-  el("steps").value = body.num_inference_steps;
-  el("guidance").value = body.guidance_scale;
+  el("steps").value = body.num_inference_steps ?? settings.default_steps;
+  el("guidance").value = body.guidance_scale ?? settings.default_guidance;
   el("negative").value = body.negative_prompt || "";
+  el("style").value = body.style || "";
+  if (el("style").selectedIndex < 0) el("style").value = "";
   showNumbers();
 }
 
@@ -215,11 +243,18 @@ el("key-dialog").addEventListener("close", () => {
   key = el("key").value.trim();
   remember("atelier-key", key);
   showError("");
+  readStyles();
   if (key && el("prompt").value.trim()) draw(asked());
 });
 
 showBlanks(1, false);
 showPast();
 showNumbers();
-readSettings(true);
-setInterval(() => { if (!document.hidden) readSettings(false); }, 4000);
+readSettings(true).then(readStyles);
+setInterval(async () => {
+  if (document.hidden) return;
+  const before = settings.model_version;
+  await readSettings(false);
+  if (settings.model_version !== before) readStyles();
+}, 4000);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) readStyles(); });

@@ -106,6 +106,16 @@ def _png(side: int, channels: int = 3) -> bytes:
 
 
 @cache
+def _webp(side: int) -> bytes:
+    """A grey picture of a few kilobytes."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), "grey").save(out, "WEBP", method=0)
+    return out.getvalue()
+
+
+@cache
 def _jpeg_bomb() -> bytes:
     """A small JPEG whose header says 65,000 by 65,000 pixels."""
     from PIL import Image
@@ -127,6 +137,7 @@ FAULTS: dict[str, Fault] = {
     "gzip-bomb": Fault("gzip bombs as content encoding", "not_an_image", _whole(_gzip_bomb, "Content-Encoding: gzip")),
     "png-bomb": Fault("PNG bombs of 400 million pixels", "too_many_pixels", _whole(lambda: _png(20_000, channels=1))),
     "png-at-cap": Fault("PNGs of nearly the pixel cap", "success", _whole(lambda: _png(7_000)), urls=8),
+    "webp-at-cap": Fault("WebPs of nearly the pixel cap", "success", _whole(lambda: _webp(7_000)), urls=8),
     "jpeg-bomb": Fault("JPEG bombs of 4 billion pixels", "too_many_pixels", _whole(_jpeg_bomb)),
 }
 

@@ -33,6 +33,18 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "WANDB_MODE": "di
 
 
 @dataclass(frozen=True)
+class Form:
+    """What is made of a picture: reduced to 256 or kept as it came, and how the colours of a JPEG are kept."""
+
+    resize: bool
+    subsampling: str = "4:2:0"  # of a JPEG that is written; the rival knows no other
+
+    @property
+    def pictures(self) -> int:
+        return PICTURES[self.resize]
+
+
+@dataclass(frozen=True)
 class Timing:
     """Of one run: pictures a second in steady work, and seconds of the whole command."""
 
@@ -55,19 +67,20 @@ def _timed(site: PhotoSite, number: int, command: list[str], output: Path, log: 
     return Timing(number / (written - asked[0]), whole)
 
 
-def _listed(site: PhotoSite, folder: Path, resize: bool) -> Path:
-    path = folder / f"urls-{PICTURES[resize]}.txt"
-    path.write_text("\n".join(site.urls(PICTURES[resize])) + "\n")
+def _listed(site: PhotoSite, folder: Path, number: int) -> Path:
+    path = folder / f"urls-{number}.txt"
+    path.write_text("\n".join(site.urls(number)) + "\n")
     return path
 
 
-def ours(site: PhotoSite, folder: Path, resize: bool) -> Timing:
+def ours(site: PhotoSite, folder: Path, form: Form) -> Timing:
     """``atelier collect``, with guard, manners and ledger on as always."""
     recipe = {
         "name": "bench",
         "collect": {
-            "urls": str(_listed(site, folder, resize)), "image_size": 256, "shard_size": SHARD, "per_host": 64,
-            "encode": "resize" if resize else "original", "allow_hosts": [f"127.0.0.1:{site.port}"],
+            "urls": str(_listed(site, folder, form.pictures)), "image_size": 256, "shard_size": SHARD, "per_host": 64,
+            "encode": "resize" if form.resize else "original", "jpeg_subsampling": form.subsampling,
+            "allow_hosts": [f"127.0.0.1:{site.port}"],
         },
         "run": {"root": str(folder / "runs"), "cpus": PROCESSES, "collect_tasks": PROCESSES,
                 "collect_threads": THREADS},
@@ -76,41 +89,44 @@ def ours(site: PhotoSite, folder: Path, resize: bool) -> Timing:
     output = folder / "runs" / "bench" / "store"
     timing = _timed(
         site,
-        PICTURES[resize],
+        form.pictures,
         [str(BIN / "atelier"), "collect", "--recipe", str(folder / "bench.yaml")],
         output,
         folder / "log",
     )
     manifest = json.loads(next(output.glob("collection/*/manifest.json")).read_text())
-    if manifest["counts"]["success"] != PICTURES[resize]:
+    if manifest["counts"]["success"] != form.pictures:
         raise RuntimeError(f"not all came: {manifest['counts']}, {manifest['dropped']}")
     shutil.rmtree(folder / "runs")
     return timing
 
 
-def rival(site: PhotoSite, folder: Path, resize: bool) -> Timing:
+def rival(site: PhotoSite, folder: Path, form: Form) -> Timing:
     """``img2dataset`` with the options that make the same of the pictures."""
     output = folder / "rival"
-    form = ["--resize_mode", "keep_ratio", "--image_size", "256"] if resize else ["--disable_all_reencoding", "True"]
+    made = (
+        ["--resize_mode", "keep_ratio", "--image_size", "256"] if form.resize else ["--disable_all_reencoding", "True"]
+    )
     command = [
-        str(BIN / "img2dataset"), "--url_list", str(_listed(site, folder, resize)), "--output_folder", str(output),
+        str(BIN / "img2dataset"), "--url_list", str(_listed(site, folder, form.pictures)),
+        "--output_folder", str(output),
         "--output_format", "webdataset", "--number_sample_per_shard", str(SHARD),
-        "--processes_count", str(PROCESSES), "--thread_count", str(THREADS), *form,
+        "--processes_count", str(PROCESSES), "--thread_count", str(THREADS), *made,
     ]  # fmt: skip
-    timing = _timed(site, PICTURES[resize], command, output, folder / "log")
+    timing = _timed(site, form.pictures, command, output, folder / "log")
     stats = [json.loads(path.read_text()) for path in output.glob("*_stats.json")]
-    if sum(part["successes"] for part in stats) != PICTURES[resize]:
+    if sum(part["successes"] for part in stats) != form.pictures:
         raise RuntimeError(f"not all came: {stats}")
     shutil.rmtree(output)
     return timing
 
 
-def _row(site: PhotoSite, folder: Path, figure: str, resize: bool, target: float, runs: int, note: str) -> Row:
+def _row(site: PhotoSite, folder: Path, figure: str, form: Form, target: float, runs: int, note: str) -> Row:
     wholes: dict[str, list[float]] = {"ours": [], "rival": []}
 
-    def measured(name: str, side: Callable[[PhotoSite, Path, bool], Timing]) -> Callable[[], float]:
+    def measured(name: str, side: Callable[[PhotoSite, Path, Form], Timing]) -> Callable[[], float]:
         def run() -> float:
-            timing = side(site, folder, resize)
+            timing = side(site, folder, form)
             wholes[name].append(timing.whole)
             return timing.steady
 
@@ -118,21 +134,25 @@ def _row(site: PhotoSite, folder: Path, figure: str, resize: bool, target: float
 
     row = against(figure, "img/s", measured("ours", ours), RIVAL, measured("rival", rival), target, runs=runs)
     mine, theirs = (statistics.median(wholes[name]) for name in ("ours", "rival"))
-    seconds = f"{PICTURES[resize]} pictures; the whole commands took {mine:.1f} s against {theirs:.1f} s. "
+    seconds = f"{form.pictures} pictures; the whole commands took {mine:.1f} s against {theirs:.1f} s. "
     return Row(**vars(row) | {"note": seconds + note})
 
 
 def rows(runs: int = 5) -> list[Row]:
-    """The two rows of fetching."""
+    """The rows of fetching."""
     how = (
         f"JPEGs of 1024x768 and about 155 KB from a loopback server on the same cores; {PROCESSES} processes of "
         f"{THREADS} threads and shards of {SHARD} on both sides; from the first picture asked for to the last file "
         "written, ours with checksums, manifest and all of it on the disk. "
     )
+    keep_ratio = "Rival: --resize_mode keep_ratio."
     with photo_site() as site, tempfile.TemporaryDirectory(prefix="atelier-bench-") as name:
         folder = Path(name)
         return [
-            _row(site, folder, "fetch and resize to 256", True, 2.0, runs, how + "Rival: --resize_mode keep_ratio."),
-            _row(site, folder, "fetch without re-encoding", False, 0.9, runs,
+            _row(site, folder, "fetch and resize to 256", Form(True), 2.0, runs,
+                 how + "JPEG of quality 95 and 4:2:0 on both sides. " + keep_ratio),
+            _row(site, folder, "fetch and resize to 256, colours in full resolution", Form(True, "4:4:4"), 2.0, runs,
+                 how + "JPEG of quality 95, ours 4:4:4 as the recipe's default is, the rival's 4:2:0. " + keep_ratio),
+            _row(site, folder, "fetch without re-encoding", Form(False), 0.9, runs,
                  how + "Rival: --disable_all_reencoding, which looks at no byte; ours reads every header."),
         ]  # fmt: skip

@@ -1,10 +1,13 @@
 """Growth of every metadata step of prepare from 100 000 to 1 000 000 rows: ``rows()``.
 
 Scores are made up, with copies among them, and no picture is opened. Times are of the processor, which another
-process's work does not lengthen. Each measurement is a fresh process, so that its memory is known and no page is warm:
+process's work does not lengthen. Both sizes do the same amount of work: each step is done once on a million rows, or
+on ten tables of a hundred thousand rows, one after the other, and what it gives is kept. Otherwise the million alone
+would need memory that the system has not at hand: to supply a page for the first time can take it, in a virtual
+machine, a hundred times as long as the next time. Each measurement is a fresh process:
 
     python -m tests.benchmarks.data_growth make ROWS FOLDER
-    python -m tests.benchmarks.data_growth measure ROWS FOLDER
+    python -m tests.benchmarks.data_growth measure ROWS FOLDER TABLES
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,33 +29,36 @@ import pyarrow.parquet as pq
 
 from tests.benchmarks.harness import Row, limit
 
+T = TypeVar("T")
 SMALL, LARGE = 100_000, 1_000_000
-RUNS = {SMALL: 5, LARGE: 3}
+RUNS = 3
 TARGET = 1.15
 _PART = 10_000  # rows of a file of scores, as of ten shards
 _COPIES = 0.1  # share of the rows that copy an earlier one exactly, and as many nearly
 
 
 def rows() -> list[Row]:
-    """One row a step: its time a row at a million rows against that at a hundred thousand."""
+    """One row a step: its time on a million rows against that on ten times a hundred thousand."""
     measured: dict[int, list[dict[str, Any]]] = {SMALL: [], LARGE: []}
     with tempfile.TemporaryDirectory(prefix="atelier-growth-") as place:
         folders = {count: Path(place) / str(count) for count in (SMALL, LARGE)}
         for count, folder in folders.items():
             folder.mkdir()
             _process("make", count, folder)
-        for run in range(max(RUNS.values())):
+        for run in range(RUNS):
             for count, folder in folders.items():
-                if run < RUNS[count]:
-                    measured[count].append(_measured(count, folder))
-                    print(f"  growth: {count} rows, run {run + 1}: {measured[count][-1]}", flush=True)
+                measured[count].append(_measured(count, folder))
+                print(f"  growth: {LARGE // count} of {count} rows, run {run + 1}: {measured[count][-1]}", flush=True)
     found = []
     peak = max(run["peak_mb"] for run in measured[LARGE])
     for step in measured[SMALL][0]["seconds"]:
         small = statistics.median(run["seconds"][step] for run in measured[SMALL])
         large = [run["seconds"][step] for run in measured[LARGE]]
-        ratios = [seconds / small / (LARGE / SMALL) for seconds in large]
-        note = f"processor time {small:.2f} s for {SMALL:,} rows, {statistics.median(large):.2f} s for {LARGE:,}"
+        ratios = [seconds / small for seconds in large]
+        note = (
+            f"processor time {small:.2f} s for {LARGE // SMALL} tables of {SMALL:,} rows, "
+            f"{statistics.median(large):.2f} s for one of {LARGE:,}"
+        )
         if step == "all":
             note += f"; one process, {peak:,.0f} MB resident at its peak with a million rows, mapped files included"
         figure = f"growth from 100k to 1M rows: {step}"
@@ -61,23 +67,23 @@ def rows() -> list[Row]:
 
 
 def _measured(count: int, folder: Path) -> dict[str, Any]:
-    done = _process("measure", count, folder)
+    done = _process("measure", count, folder, LARGE // count)
     result: dict[str, Any] = json.loads(done.splitlines()[-1])
     return result
 
 
-def _process(what: str, count: int, folder: Path) -> str:
-    command = [sys.executable, "-m", "tests.benchmarks.data_growth", what, str(count), str(folder)]
+def _process(what: str, count: int, folder: Path, tables: int = 1) -> str:
+    command = [sys.executable, "-m", "tests.benchmarks.data_growth", what, str(count), str(folder), str(tables)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
     return done.stdout
 
 
-def measure(count: int, folder: Path) -> dict[str, Any]:
-    """Processor seconds of every step on so many rows, and the process's peak of memory."""
+def measure(count: int, folder: Path, tables: int) -> dict[str, Any]:
+    """Processor seconds of every step on so many tables of so many rows, and the process's peak of memory."""
     from components.contracts.recipe import Recipe
-    from components.data.deciding import Captions, decide
+    from components.data.deciding import Captions, Decision, decide
     from components.data.dedup import find_duplicates
     from components.data.expectations import ledger_suites, row_suites, score_table, summary_suites
     from components.data.filtering import rejections
@@ -86,48 +92,55 @@ def measure(count: int, folder: Path) -> dict[str, Any]:
     from components.data.scores import Part, Scores
     from components.data.takedown import Blocklist
     from components.data.validation import Gate
-    from components.data.writing import alternatives_of, write_dropped, write_duplicates
+    from components.data.writing import Rows, alternatives_of, write_dropped, write_duplicates
 
     parts = [Part(0, str(path), "") for path in sorted(folder.glob("[0-9]*.parquet"))]
     recipe = Recipe.model_validate({"name": "growth", "prepare": {"alternatives": True, "max_dropped": 1.0}})
     rules, seconds = recipe.prepare, dict[str, float]()
-    gate = Gate(folder / "docs")  # opening it costs the same for any number of rows
+    gates = [Gate(folder / f"docs-{n}") for n in range(tables)]  # opening one costs the same for any number of rows
 
-    def timed(step: str, work: Callable[[], Any]) -> Any:
-        # a small table would fit into what the step before has left of warm memory, a large one would not
-        pa.default_memory_pool().release_unused()
+    def timed(step: str, work: Callable[[int], T]) -> list[T]:
         started = time.process_time()
-        result = work()
+        results = [work(n) for n in range(tables)]
         seconds[step] = round(time.process_time() - started, 3)
-        return result
+        return results
 
-    def check_ledger() -> None:
+    def check_ledger(n: int) -> None:
         ledger = pq.read_table(folder / "ledger.parquet")
         suites, _ = ledger_suites("collection", ledger, {}, 0.0, True)
-        assert not any(gate.hold(suite) for suite in suites) and not gate.failed
+        assert not any(gates[n].hold(suite) for suite in suites) and not gates[n].failed
 
-    def check_rows() -> None:
-        measures = score_table(scores, made.at, rules)
-        for suite in row_suites(row_table(decision, made), measures, rules, ["32x32"]):
-            assert not gate.hold(suite)
-        summary = {"rows": float(len(made.at)), "train": float(len(made.at)), "holdout": 1.0, "dropped_share": 0.2}
-        for suite in summary_suites(summary, rules, None):
-            gate.hold(suite)
+    def rows_of(n: int) -> Rows:
+        return make_rows(decisions[n], captions[n], None)[0]
+
+    def check_rows(n: int) -> None:
+        measures = score_table(scores[n], made[n].at, rules)
+        for suite in row_suites(row_table(decisions[n], made[n]), measures, rules, ["32x32"]):
+            assert not gates[n].hold(suite)
+        summary = {"rows": float(len(made[n].at)), "train": float(len(made[n].at)), "holdout": 1.0}
+        for suite in summary_suites(summary | {"dropped_share": 0.2}, rules, None):
+            gates[n].hold(suite)
         profile(measures)
-        assert not gate.failed
+        assert not gates[n].failed
+
+    def decided(n: int) -> Decision:
+        return decide(scores[n], rules, recipe.run, Blocklist(), {})
+
+    def duplicates(n: int) -> Any:
+        return find_duplicates(scores[n], filters[n].kept, rules, recipe.run, 10 * LARGE)
 
     timed("expectations on the ledger", check_ledger)
-    scores = timed("read the scores", lambda: Scores(parts))
-    filters = timed("filters", lambda: rejections(scores, rules, Blocklist()))
-    timed("exact and near duplicates", lambda: find_duplicates(scores, filters.kept, rules, recipe.run, 10 * LARGE))
-    decision = decide(scores, rules, recipe.run, Blocklist(), {})  # both again, and not counted twice
-    captions = Captions(scores, rules)
-    made, _ = timed("splits, tokenizer and tokens", lambda: make_rows(decision, captions, None))
+    scores = timed("read the scores", lambda n: Scores(parts))
+    filters = timed("filters", lambda n: rejections(scores[n], rules, Blocklist()))
+    timed("exact and near duplicates", duplicates)
+    decisions = [decided(n) for n in range(tables)]  # both again, and not counted twice
+    captions = [Captions(of, rules) for of in scores]
+    made = timed("splits, tokenizer and tokens", rows_of)
     timed("expectations on rows and scores", check_rows)
-    timed("table of duplicates", lambda: write_duplicates(decision, captions, folder / "duplicates.parquet"))
-    timed("alternative captions", lambda: alternatives_of(made, decision, captions))
-    timed("table of dropped rows", lambda: write_dropped(decision, captions, folder / "dropped.parquet"))
-    dropped = decision.counts()
+    timed("table of duplicates", lambda n: write_duplicates(decisions[n], captions[n], folder / f"copies-{n}"))
+    timed("alternative captions", lambda n: alternatives_of(made[n], decisions[n], captions[n]))
+    timed("table of dropped rows", lambda n: write_dropped(decisions[n], captions[n], folder / f"dropped-{n}"))
+    dropped = decisions[0].counts()
     assert dropped["duplicate_exact"] > 0.05 * count and dropped["duplicate_near"] > 0.05 * count
     seconds["all"] = round(sum(seconds.values()), 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -221,4 +234,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(rows_asked, place_given)
     else:
-        print(json.dumps(measure(rows_asked, place_given)))
+        print(json.dumps(measure(rows_asked, place_given, int(sys.argv[4]))))

@@ -14,8 +14,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from components.contracts.recipe import Serve
+from components.contracts.recipe import Release, Serve
+from components.evaluation.signing import Keys
+from components.evaluation.vouching import (
+    GATE,
+    PROMOTION,
+    gate_statement,
+    newest,
+    policy_digest,
+    promotion_statement,
+    weights_digest,
+)
 from components.runtime.storage import Artifact, Outcome, Store
+from components.runtime.tracking import ModelVersion, Tracker
 from serving.auth import KeyRing, make_key
 from serving.engine import Engine, Served
 from serving.follower import Follower
@@ -32,6 +43,9 @@ class Painter:
     """
 
     image_size = 8
+    family = "diffusion"
+    uses_steps = True
+    uses_seed = True
 
     def __init__(self, name: str = "a", seconds: float = 0.0) -> None:
         self.name, self.seconds = name, seconds
@@ -107,6 +121,7 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             load=lambda _: painter,
             switch=engine.swap,
             metrics=metrics,
+            keys=Keys(tmp_path),
         )
         key = make_key(tmp_path / "keys.json", "test")
         logbook = Logbook(tmp_path / "logbook", "w", flush_s=0.05)
@@ -210,3 +225,38 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Art
         return draft.commit(Outcome())
 
     return make
+
+
+class Gate:
+    """Registers models and promotes versions as the release stage does, with the verdict that the test wants."""
+
+    def __init__(self, uri: str, home: Path, experiment: str = "x", policy: Release | None = None) -> None:
+        self.tracker, self.keys = Tracker(uri, experiment), Keys(home)
+        self._policy = policy_digest(policy or Release())
+
+    def register(self, artifact: Artifact, verdict: str = "pass", **tags: str) -> ModelVersion:
+        content = {
+            "model": artifact.digest, "weights": weights_digest(artifact), "data": "", "assessment": "", "judge": "",
+            "verdict": verdict, "policy_digest": self._policy,
+        }  # fmt: skip
+        said = {"model_digest": artifact.digest, GATE: self.keys.sign(gate_statement(content, "record")), **tags}
+        with self.tracker.run("release") as run:
+            return self.tracker.register("atelier", artifact.url, run.id, said, "")
+
+    def promote(self, version: int, *, forced: bool = False) -> None:
+        last = newest(self.tracker.versions("atelier"), self.keys)
+        now = self.tracker.version("atelier", version)
+        said = promotion_statement(now, last[1] + 1 if last else 1, "a test", forced)
+        self.tracker.tag_version("atelier", version, {PROMOTION: self.keys.sign(said)})
+        self.tracker.set_alias("atelier", "champion", version)
+
+    def release(self, artifact: Artifact, **tags: str) -> ModelVersion:
+        made = self.register(artifact, **tags)
+        self.promote(made.version)
+        return made
+
+
+@pytest.fixture(scope="session")
+def gate() -> type[Gate]:
+    """The class: ``gate(uri, home)``."""
+    return Gate

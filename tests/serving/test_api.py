@@ -85,7 +85,10 @@ def test_a_cut_prompt_is_said_and_random_seeds_can_be_repeated(api: Callable[...
     first = it.ask(prompt="long " * 20).json()["data"][0]
     again = it.ask(prompt="long " * 20, seed=first["seed"]).json()["data"][0]
     image = [Image.open(io.BytesIO(base64.b64decode(d["b64_json"]))) for d in (first, again)]
-    assert first["truncated"] and np.array_equal(image[0], image[1])
+    assert first["truncated"] and np.array_equal(image[0], image[1]) and not first["negative_truncated"]
+    both = it.ask(prompt="short", negative_prompt="long " * 20).json()["data"][0]
+    assert both["negative_truncated"] and not both["truncated"]
+    assert [row["truncated"] for row in it.rows()] == [True, True, False]  # the logbook's is the prompt's
 
 
 def test_keys(api: Callable[..., Api]) -> None:

@@ -24,7 +24,6 @@ from components.contracts.errors import InputError, RuntimeUnavailable
 from components.contracts.recipe import Recipe
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
-from components.runtime.tracking import Tracker
 from serving.logbook import read_logbook
 from serving.provenance import read_provenance
 
@@ -43,21 +42,20 @@ class Running:
     ctx: Context
     server: Any
     key: str
-    tracker: Tracker
+    gate: Any
 
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key or self.key}"}
         return httpx.Client(base_url=self.server.url, headers=headers, timeout=60, trust_env=False, **options)
 
     def release(self, artifact: Artifact) -> int:
-        with self.tracker.run("release") as run:
-            made = self.tracker.register("atelier", artifact.url, run.id, {"model_digest": artifact.digest}, "")
-        self.tracker.set_alias("atelier", "champion", made.version)
-        return made.version
+        return int(self.gate.release(artifact).version)
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[int], Artifact]) -> Iterator[Running]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[int], Artifact], gate: Any
+) -> Iterator[Running]:
     """A server that was started before there was any champion, and then got version 1."""
     import ray
 
@@ -73,7 +71,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[int
                 )
                 assert refused.status_code == 503 and refused.json()["error"]["code"] == "no_model"
                 assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
-            it = Running(ctx, server, server.key, Tracker(ctx.registry_uri, "test"))
+            it = Running(ctx, server, server.key, gate(ctx.registry_uri, ctx.home, "test", ctx.recipe.release))
             server.wait_for(it.release(tiny_models(1)))
             yield it
         finally:
@@ -184,7 +182,7 @@ def test_a_damaged_champion_and_a_lost_registry_leave_the_old_one_serving(
         answer = client.post("/v1/images/generations", json={"prompt": "still here", "num_inference_steps": STEPS})
         assert answer.status_code == 200 and answer.json()["model_version"] == before
         file.with_suffix(".away").rename(file)
-        running.tracker.set_alias("atelier", "champion", int(before))
+        running.gate.promote(int(before))
         until(lambda: client.get("/healthz").json()["status"] == "ok")
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from components.contracts.errors import ArtifactError
+from components.contracts.recipe import Release
+from components.evaluation.signing import KEY_FILE, Keys
+from components.evaluation.vouching import policy_digest
 from components.runtime.storage import Artifact, Outcome, Store
 from components.runtime.tracking import Tracker
 from serving.engine import Served
@@ -28,8 +31,8 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class World:
     """A registry, a store, and a follower that keeps what it was told to serve."""
 
-    def __init__(self, folder: Path, registry: Path, painter: Any) -> None:
-        self.folder, self.db = folder, folder / "mlflow.db"
+    def __init__(self, folder: Path, registry: Path, painter: Any, gate: Any) -> None:
+        self._gate, self.folder, self.db = gate, folder, folder / "mlflow.db"
         self._fresh = registry
         self.store = Store(str(folder / "store"))
         self.switched: list[Served] = []
@@ -45,21 +48,26 @@ class World:
 
         self.follower = Follower(
             f"sqlite:///{self.db}", "x", "atelier",
-            load=load, switch=self.switched.append, metrics=self.metrics, retry_s=0.0,
+            load=load, switch=self.switched.append, metrics=self.metrics, keys=Keys(folder), retry_s=0.0,
+            policy=policy_digest(Release()),
         )  # fmt: skip
 
     def release(self, name: str, **tags: str) -> Artifact:
         if not self.db.exists():
             shutil.copy(self._fresh, self.db)
-        tracker = Tracker(f"sqlite:///{self.db}", "x")
+        artifact = self.model(name)
+        self.gate.release(artifact, **tags)
+        return artifact
+
+    def model(self, name: str) -> Artifact:
         draft = self.store.draft("model", {}, {"name": name})
         (draft.dir / "model_index.json").write_text("{}")
-        (draft.dir / "weights").write_text(name)
-        artifact = draft.commit(Outcome())
-        with tracker.run("release") as run:
-            made = tracker.register("atelier", artifact.url, run.id, {"model_digest": artifact.digest, **tags}, "")
-        tracker.set_alias("atelier", CHAMPION, made.version)
-        return artifact
+        (draft.dir / "weights.safetensors").write_text(name)
+        return draft.commit(Outcome())
+
+    @property
+    def gate(self) -> Any:
+        return self._gate(f"sqlite:///{self.db}", self.folder)
 
     def served(self) -> list[str]:
         self.follower.check()
@@ -67,8 +75,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, empty_registry: Path, painter: Any) -> World:
-    return World(tmp_path, empty_registry, painter)
+def world(tmp_path: Path, empty_registry: Path, painter: Any, gate: Any) -> World:
+    return World(tmp_path, empty_registry, painter, gate)
 
 
 def test_waits_for_a_first_champion_without_making_a_registry(world: World) -> None:
@@ -84,8 +92,49 @@ def test_a_new_champion_and_a_rollback_are_followed(world: World) -> None:
     world.served()
     world.release("two")
     assert world.served() == ["1", "2"]
-    Tracker(f"sqlite:///{world.db}", "x").set_alias("atelier", CHAMPION, 1)
+    world.gate.promote(1)
     assert world.served() == ["1", "2", "1"]
+
+
+def test_an_alias_moved_by_hand_moves_nothing(world: World) -> None:
+    world.release("one")
+    world.release("two")
+    assert world.served() == ["2"]
+    failed = world.gate.register(world.model("three"), "fail")
+    tracker = world.gate.tracker
+    for version, why in ((failed.version, "carries no signature"), (1, "moved by hand to version 1")):
+        tracker.set_alias("atelier", CHAMPION, version)
+        assert world.served() == ["2"] and why in (world.follower.state.refused_why or "")
+    tracker.set_alias("atelier", CHAMPION, 2)
+    assert world.served() == ["2"] and world.follower.state.refused is None
+    assert b"atelier_refused_models_total 2.0" in world.metrics.text()
+
+
+def test_a_replayed_record_and_a_stale_policy_are_refused(world: World, gate: Any) -> None:
+    one = world.gate.release(world.model("one"))
+    world.served()
+    failed = world.gate.register(world.model("two"), "fail", **{k: one.tags[k] for k in ("gate",)})
+    world.gate.promote(failed.version)
+    assert world.served() == ["1"] and "about another model" in (world.follower.state.refused_why or "")
+    lax = gate(f"sqlite:///{world.db}", world.folder, policy=Release(max_regression=0.5))
+    lax.release(world.model("three"))
+    assert world.served() == ["1"] and "another policy" in (world.follower.state.refused_why or "")
+
+
+def test_a_server_without_the_key_serves_nothing(world: World) -> None:
+    world.release("one")
+    (world.folder / KEY_FILE).unlink()
+    assert world.served() == [] and "not known here" in (world.follower.state.refused_why or "")
+
+
+def test_a_forced_model_is_served_and_shown(world: World) -> None:
+    failed = world.gate.register(world.model("one"), "fail")
+    world.gate.promote(failed.version, forced=True)
+    assert world.served() == ["1"] and world.follower.state.forced == "a test"
+    assert b"atelier_model_forced 1.0" in world.metrics.text()
+    world.release("two")
+    assert world.served() == ["1", "2"] and world.follower.state.forced is None
+    assert b"atelier_model_forced 0.0" in world.metrics.text()
 
 
 @pytest.mark.parametrize("damage", ["byte", "missing", "manifest", "tag", "load", "draw"])
@@ -97,9 +146,9 @@ def test_a_champion_that_is_not_whole_is_refused_loudly(
     tags = {"model_digest": "0" * 64} if damage == "tag" else {}
     folder = Path(world.release("two", **tags).url)
     if damage == "byte":
-        (folder / "weights").write_text("owt")
+        (folder / "weights.safetensors").write_text("owt")
     elif damage == "missing":
-        (folder / "weights").unlink()
+        (folder / "weights.safetensors").unlink()
     elif damage == "manifest":
         (folder / "manifest.json").write_text(
             (folder / "manifest.json").read_text().replace('"sha256":"', '"sha256":"0')
@@ -121,7 +170,7 @@ def test_a_champion_that_is_not_whole_is_refused_loudly(
 def test_an_edited_manifest_is_noticed(world: World) -> None:
     artifact = world.release("one")
     path = Path(artifact.url) / "manifest.json"
-    record = artifact.manifest.files["weights"]
+    record = artifact.manifest.files["weights.safetensors"]
     path.write_text(path.read_text().replace(record.sha256, "0" * 64))
     with pytest.raises(ArtifactError, match="changed after"):
         open_artifact(artifact.url)
@@ -140,9 +189,15 @@ def test_a_registry_that_is_gone_changes_nothing_and_is_said(world: World) -> No
     assert world.served() == ["1", "2"]
 
 
-def test_a_server_that_does_not_answer_is_a_registry_error(painter: Any) -> None:
+def test_a_server_that_does_not_answer_is_a_registry_error(painter: Any, tmp_path: Path) -> None:
     follower = Follower(
-        "http://127.0.0.1:9", "x", "atelier", load=lambda _: painter, switch=lambda _: None, metrics=Metrics()
+        "http://127.0.0.1:9",
+        "x",
+        "atelier",
+        load=lambda _: painter,
+        switch=lambda _: None,
+        metrics=Metrics(),
+        keys=Keys(tmp_path),
     )
     follower.check()
     assert "127.0.0.1:9" in (follower.state.registry_error or "")

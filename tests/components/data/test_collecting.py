@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.contracts.errors import DataError, RecipeError, RuntimeUnavailable, StoreFullError
-from components.contracts.recipe import Recipe
+from components.contracts.recipe import Collect, Recipe
 from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA
 from components.data.collecting import Wanted, collect
 from components.data.shards import read_tar
@@ -253,6 +253,12 @@ def test_a_shard_from_before_a_takedown_is_not_taken_over(pages: Pages, tmp_path
     collection = collect(ctx, listed(pages), (pages.host,))
     assert collection.manifest.dropped == {"taken_down": 1}
     assert not pages.asked["/4.jpg"] and pages.asked["/5.jpg"] == 1 and not pages.asked["/15.jpg"]
+
+
+def test_subsampling_counts_where_it_is_not_what_it_always_was() -> None:
+    wanted = Wanted(pa.table({"url": ["http://a.example/1.jpg"], "caption": ["x"]}), (), None)
+    usual, other = (wanted.config(Collect(jpeg_subsampling=form)) for form in ("4:4:4", "4:2:0"))
+    assert "jpeg_subsampling" not in usual and other == {**usual, "jpeg_subsampling": "4:2:0"}
 
 
 # -- many, slow, killed, full, two at once

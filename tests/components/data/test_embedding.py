@@ -67,6 +67,7 @@ def own_clip(folder: Path) -> Path:
 
     class Tokenizer:
         model_max_length, bos_token_id, eos_token_id, pad_token_id = 16, 0, 1, 3
+        bos_token = "<start>"
 
         def __len__(self) -> int:
             return 300

@@ -136,7 +136,9 @@ def test_every_redirect_is_checked_again(
 # -- time and bytes
 
 
-@pytest.mark.parametrize(("fault", "urls"), [("endless", 32), ("largest", 16), ("drip", 4), ("png-at-cap", 2)])
+@pytest.mark.parametrize(
+    ("fault", "urls"), [("endless", 32), ("largest", 16), ("drip", 4), ("png-at-cap", 2), ("webp-at-cap", 2)]
+)
 def test_peak_memory_of_a_worker_stays_within_the_caps(fault: str, urls: int) -> None:
     result = measured(fault, urls)
     assert result.counts == {FAULTS[fault].outcome: urls}

@@ -24,7 +24,7 @@ from components.data.collecting import collect
 from components.data.forgetting import forget
 from components.data.preparing import prepare
 from components.data.shards import Sample, read_tar, tar_bytes
-from components.data.takedown import Blocklist, rule
+from components.data.takedown import Blocklist, not_while_taking_down, rule, taking_down
 from components.data.takedown_report import lines
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, write_bytes
@@ -267,6 +267,29 @@ def test_a_stage_at_work_is_not_disturbed(tmp_path: Path) -> None:
     with FileLock(ctx.home / "locks" / "dataset-x.lock"), pytest.raises(RuntimeUnavailable, match="dataset-x"):
         forget(ctx, [rule("url", made.GONE)])
     assert made.everything(ctx) == before
+
+
+def test_one_takedown_at_a_time_and_no_stage_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any run with this store: what lies in its own folder is not all there is."""
+    monkeypatch.setattr("components.data.takedown._LOOK_S", 0.0)
+    ctx = made.context(tmp_path)
+    made.full(ctx)
+    before = made.everything(ctx)
+    other = Context(Recipe.model_validate({"name": "other"}), ctx.store, tmp_path / "another-run")
+    gone, locks = [rule("url", made.GONE)], Path(ctx.store.url) / "locks"
+    with taking_down(ctx.store.url):
+        with pytest.raises(RuntimeUnavailable, match="Another `atelier forget`"):
+            forget(other, gone)
+        with pytest.raises(RuntimeUnavailable, match="being taken out"):
+            not_while_taking_down(ctx.store.url)
+        with pytest.raises(RuntimeUnavailable, match="being taken out"):
+            collect(other, pa.table({"url": ["http://1.1.1.1/"], "caption": ["x"]}), ("1.1.1.1:80",))
+        assert forget(other, gone, dry_run=True).rows, "what changes nothing may look"
+    with FileLock(locks / "dataset-x.lock"), pytest.raises(RuntimeUnavailable, match="dataset-x"):
+        forget(other, gone)
+    assert made.everything(ctx) == before
+    assert forget(other, gone).artifacts, "all are released again"
+    not_while_taking_down(ctx.store.url)
 
 
 def test_unfinished_work_that_holds_it(ctx: Context) -> None:

@@ -130,7 +130,7 @@ def test_models_that_cannot_judge_are_refused(clip: Path, tmp_path: Path) -> Non
     weights = load_file(image_model / "model.safetensors")
     headless = {name: value for name, value in weights.items() if not name.startswith("classifier")}
     save_file(headless, image_model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match=r"prepare\.aesthetic.*no weights for classifier"):
+    with pytest.raises(RecipeError, match=r"prepare\.aesthetic.*lacks the weights classifier"):
         AestheticScorer(str(image_model))
     (image_model / "model.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(RecipeError, match=r"prepare\.aesthetic.*cannot be loaded"):

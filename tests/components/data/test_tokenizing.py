@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from components.contracts.errors import DataError
 from components.contracts.manifest import Manifest
 from components.data.captions import phrasings
-from components.data.tokenizing import BEGIN, END, copy_tokenizer, encode, train_tokenizer, write_tokenizer
+from components.data.tokenizing import BEGIN, END, copy_tokenizer, count_cut, encode, train_tokenizer, write_tokenizer
 from components.data.world import WorldSpec, all_singles
 from components.runtime.storage import Artifact, Outcome, Store
 
@@ -37,6 +37,16 @@ def test_tokens_have_begin_and_end_and_fit() -> None:
     assert [len(r) for r in rows[1:]] == [2, 32] and len(rows[0]) <= 14
     assert ids_of("A  Large\tRED star ") == ids_of("a large red star")
     assert encode(FILES, [], 32).to_pylist() == []
+
+
+def test_what_is_cut_is_counted() -> None:
+    files = train_tokenizer(["a b c d"] * 3, 300, 6)
+    captions = ["a b c d", "a b c d e", "a", "", "a b c d e f g h"]  # the first one is read whole
+    whole = [len(row) for row in encode(files, captions, 99).to_pylist()]
+    longest = whole[0]
+    tokens = encode(files, captions, longest)
+    assert count_cut(files, pa.array(captions), tokens, longest) == sum(n > longest for n in whole) == 2
+    assert count_cut(files, pa.array([], pa.string()), encode(files, [], 6), 6) == 0
 
 
 def test_many_captions_are_encoded_in_pieces_of_one_result() -> None:

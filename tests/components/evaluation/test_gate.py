@@ -170,3 +170,76 @@ def test_promotion_rates(discordant: float, true_difference: float, low: float, 
         two = np.repeat([0.0, 1.0, 1.0], [gained, lost, same])
         promoted += paired_difference(one, two, 0.95).low > -0.03
     assert low <= promoted / 400 <= high
+
+
+def test_limits_have_two_sides_and_fail_where_nothing_was_measured() -> None:
+    one = assessment(known=result(share(470), frechet=2.0))
+    inside = decide(one, None, Release(limits={"frechet": (0.5, 3.0), "r_precision": (None, 1.0)}))
+    assert (
+        inside.passed and any("within 0.5 to 3" in r for r in inside.held) and any("any to 1" in r for r in inside.held)
+    )
+    assert "above the limit 1.5" in decide(one, None, Release(limits={"frechet": (None, 1.5)})).failures[0]
+    leaked = decide(assessment(known=result(share(512), frechet=0.01)), None, Release(limits={"frechet": (0.5, None)}))
+    assert leaked.verdict == "fail" and "below the limit 0.5" in leaked.failures[0]
+    unknown = decide(one, None, Release(limits={"memorised": (None, 0.1)}))
+    assert unknown.verdict == "fail" and "was not measured" in unknown.failures[0]
+
+
+def test_equal_models_are_not_inferior_and_not_improved() -> None:
+    one = assessment(known=result(share(470)), new=result(share(20)))
+    asked = decide(one, one, Release(must_improve=("fidelity",)))
+    assert asked.verdict == "fail" and "no gain, which it must have" in asked.failures[0]
+    assert decide(one, one, Release()).passed
+
+
+def test_a_gain_on_one_set_is_enough() -> None:
+    before = assessment(known=result(share(470)), new=result(share(20)))
+    after = assessment(known=result(share(470)), new=result(share(300)))
+    verdict = decide(after, before, Release(must_improve=("fidelity",)))
+    assert verdict.passed and any("on new prompts" in r and "improved, as it must" in r for r in verdict.reasons)
+
+
+def test_undecided_only_where_more_pictures_could_tell() -> None:
+    # as often right, on other prompts
+    one, two = assessment(known=result(np.roll(share(460), 30))), assessment(known=result(share(460)))
+    policy = Release(max_regression=0.01)
+    assert decide(one, two, policy).undecided and decide(one, two, policy).verdict == "inconclusive"
+    floored = decide(one, two, policy.model_copy(update={"min_fidelity": 0.99}))
+    assert not floored.undecided and floored.verdict == "fail", "more pictures do not help against a floor"
+
+
+def _after_all_turns(rng: np.random.Generator, p: list[float], policy: Release, n: int = 512) -> bool:
+    """What becomes of one challenger: drawn again as often as the policy allows while it is undecided."""
+    ones: list[npt.NDArray[np.float64]] = []
+    twos: list[npt.NDArray[np.float64]] = []
+    for _ in range(policy.max_turns):
+        gained, lost, same = rng.multinomial(n, p)
+        ones.append(np.repeat([1.0, 0.0, 1.0], [gained, lost, same]))
+        twos.append(np.repeat([0.0, 1.0, 1.0], [gained, lost, same]))
+        verdict = decide(
+            assessment(known=result(np.concatenate(ones))), assessment(known=result(np.concatenate(twos))), policy
+        )
+        if not verdict.undecided:
+            break
+    return verdict.passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("true_difference", "must_improve", "low", "high"),
+    [
+        (0.0, True, 0.0, 0.05),  # no better, but must be: promoted by error in 5% of cases at most, over all looks
+        (-0.03, False, 0.0, 0.05),  # worse by just the margin: likewise
+        (0.0, False, 0.9, 1.0),  # equally good: promoted
+        (0.03, True, 0.75, 1.0),  # power for a true gain of three points
+    ],
+)
+def test_errors_over_all_turns_of_200_comparisons(
+    true_difference: float, must_improve: bool, low: float, high: float
+) -> None:
+    policy = Release(must_improve=("fidelity",) if must_improve else ())
+    p = [(0.1 + true_difference) / 2, (0.1 - true_difference) / 2, 0.9]
+    rng = np.random.default_rng(11)
+    promoted = sum(_after_all_turns(rng, p, policy) for _ in range(200)) / 200
+    print(f"promoted {promoted:.3f} of 200 at a true difference of {true_difference:+.2f}")
+    assert low <= promoted <= high

@@ -111,3 +111,10 @@ def test_sampler_names_settings_not_versions() -> None:
     assert sampler_of(one) == sampler_of(one.replace('"1"', '"2"')) != sampler_of(one.replace("3", "4"))
     assert sampler_of('{"_class_name": "D", "clip": -Infinity}').startswith("D:")
     assert sampler_of(one).startswith("Euler:") and sampler_of(None) == "none (one pass)"
+
+
+def test_a_model_without_a_sampler_may_be_held_against_one_with() -> None:
+    one, other = sampler_of('{"_class_name": "A"}'), sampler_of('{"_class_name": "B"}')
+    assert difference({"n": 1, "sampler": one}, {"n": 1, "sampler": sampler_of(None)}) == []
+    assert len(difference({"n": 1, "sampler": one}, {"n": 2, "sampler": sampler_of(None)})) == 1
+    assert len(difference({"sampler": one}, {"sampler": other})) == 1

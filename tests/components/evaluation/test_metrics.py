@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.evaluation.intervals import bootstrap_mean, paired_difference, pairs_needed, wilson
-from components.evaluation.metrics import Moments, clip_scores, frechet, frechet_estimate, retrieved
+from components.evaluation.metrics import (
+    Moments,
+    clip_scores,
+    frechet,
+    frechet_estimate,
+    inception_score,
+    precision_recall,
+    retrieved,
+)
 
 rng = np.random.default_rng(0)
 
@@ -149,3 +157,41 @@ def test_r_precision_never_draws_the_true_caption_as_a_rival() -> None:
 def test_clip_score_is_the_cosine_in_hundredths() -> None:
     scores = clip_scores([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]], [[5.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
     assert scores == pytest.approx([100, 100 / np.sqrt(2), 0])
+
+
+def test_precision_and_recall_against_a_plain_loop() -> None:
+    draws = np.random.default_rng(5)
+    real, drawn, k = draws.normal(size=(60, 4)), draws.normal(1.2, 0.8, size=(50, 4)), 3
+
+    def on_manifold(points: np.ndarray, members: np.ndarray) -> list[bool]:
+        found = []
+        for point in points:
+            hit = False
+            for member in members:
+                radius = sorted(float(np.linalg.norm(member - other)) for other in members)[k]
+                hit = hit or float(np.linalg.norm(point - member)) <= radius
+            found.append(hit)
+        return found
+
+    precision, recall = precision_recall(real, drawn, k)
+    assert precision.tolist() == on_manifold(drawn, real) and recall.tolist() == on_manifold(real, drawn)
+    assert 0 < precision.mean() < 1 and 0 < recall.mean() < precision.mean(), "moved draws cover little"
+    same = precision_recall(real, real)
+    assert same[0].all() and same[1].all()
+    far = precision_recall(real, real + 100)
+    assert not far[0].any() and not far[1].any()
+    with pytest.raises(ValueError, match="more than 3 features"):
+        precision_recall(real[:3], drawn)
+
+
+def test_inception_score_of_known_cases() -> None:
+    sure = np.eye(5)[np.arange(40) % 5]
+    assert inception_score(sure).value == pytest.approx(5)
+    assert inception_score(np.full((40, 5), 0.2)).value == pytest.approx(1)
+    p = np.random.default_rng(1).dirichlet(np.ones(4), 30)
+    marginal = p.mean(0)
+    expected = np.exp(np.mean([sum(q * np.log(q / m) for q, m in zip(row, marginal, strict=True)) for row in p]))
+    found = inception_score(p)
+    assert found.value == pytest.approx(expected) and 1 <= found.low < found.value < found.high and found.n == 30
+    with pytest.raises(ValueError, match="expected distributions"):
+        inception_score(p * 2)

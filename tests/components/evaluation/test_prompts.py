@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.contracts.errors import DataError
 from components.contracts.recipe import Recipe, World
 from components.data.world import parse
+from components.evaluation.judge import Judge, make_judge
 from components.evaluation.prompts import (
     caption_prompts,
     heldout_prompts,
     heldout_rows,
     meaning,
+    pictures_of,
     prompts_digest,
     world_prompts,
 )
@@ -31,6 +36,39 @@ def test_heldout_prompts_come_from_the_right_collection(dataset: Artifact) -> No
         assert len(set(sets[name])) == len(sets[name])
     assert caption_prompts(dataset, 5, 1)["known"] == sets["known"][:5]
     assert caption_prompts(dataset, 100, 2)["known"] != sets["known"]
+
+
+def test_all_captions_are_asked_for_and_know_their_picture(
+    ctx: Context, make: Callable[..., Artifact], dataset_files: dict[str, bytes], clip: Artifact
+) -> None:
+    """With several captions a picture every one may be a prompt, and the judge remembers which belong together."""
+    files = {}
+    for name, data in dataset_files.items():
+        if name.startswith("data/"):
+            table = pq.read_table(io.BytesIO(data))
+            also = [
+                [f"{c}, seen again", f"once more {c}"] if i % 2 else None
+                for i, c in enumerate(table["caption"].to_pylist())
+            ]
+            at = table.schema.get_field_index("alternatives")
+            out = io.BytesIO()
+            pq.write_table(table.set_column(at, table.schema.field(at), pa.array(also, pa.list_(pa.string()))), out)
+            data = out.getvalue()
+        files[name] = data
+    several, single = make(ctx, "dataset", files), make(ctx, "dataset", dataset_files)
+    sets = caption_prompts(several, 1000, seed=1)
+    rows = list(heldout_rows(several, ["id", "caption", "alternatives"]))
+    assert {p for prompts in sets.values() for p in prompts} == {
+        c for row in rows for c in (row["caption"], *(row["alternatives"] or ()))
+    }
+    owners = pictures_of(several, sets)
+    said = {row["id"]: {row["caption"], *(row["alternatives"] or ())} for row in rows}
+    for name, prompts in sets.items():
+        assert all(prompt in said[str(owner)] for prompt, owner in zip(prompts, owners[name], strict=True))
+    assert pictures_of(several, {"mine": ["a prompt of nobody"]}) == {"mine": [None]}
+    assert pictures_of(single, sets) == {}
+    assert Judge.read(make_judge(ctx, clip, several, sets)).pictures == owners
+    assert Judge.read(make_judge(ctx, clip, single, caption_prompts(single, 9, 1))).pictures == {}
 
 
 def test_world_prompts_keep_to_the_spec() -> None:

@@ -15,6 +15,8 @@ from components.evaluation.registry import Registry
 from components.evaluation.release import (
     champion,
     find,
+    force,
+    policy_digest,
     read_record,
     release,
     require_champion,
@@ -22,6 +24,8 @@ from components.evaluation.release import (
     rollback,
     versions,
 )
+from components.evaluation.signing import KEY_FILE
+from components.evaluation.vouching import vouched
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.runtime.tracking import Tracker
@@ -118,7 +122,7 @@ def test_the_run_shows_metrics_sheet_and_record(ctx: Context, judged: Judged) ->
     assert run.data.metrics["known/fidelity"] == 0.9 and run.data.params["assess.steps"] == "16"
     assert run.info.status == "FINISHED"
     names = {f.path for f in client.list_artifacts(run.info.run_id, "release")}
-    assert names == {"release/metrics.json", "release/record.json", "release/sheet.png"}
+    assert names == {f"release/{name}" for name in ("gate.json", "metrics.json", "record.json", "sheet.png")}
     assert "| known | fidelity | 0.9 |" in client.get_model_version("atelier", "1").description
     assert "created" not in record.path("record.json").read_text(), "no time and no version in the record"
 
@@ -203,3 +207,49 @@ def test_looking_does_not_make_a_registry(ctx: Context) -> None:
     database.unlink()
     assert champion(ctx) is None and versions(ctx) == []
     assert not database.exists()
+
+
+def _alias(ctx: Context, version: int) -> None:
+    Registry(ctx).tracker.set_alias("atelier", registry_module.CHAMPION, version)
+
+
+def test_an_alias_moved_by_hand_is_put_back(ctx: Context, judged: Judged) -> None:
+    model1, assessment1 = judged("m1", 450)
+    release(ctx, model1, assessment1)
+    model2, assessment2 = judged("m2", 300)
+    release(ctx, model2, assessment2, assessment1)
+    _alias(ctx, 2)
+    assert find(ctx, model1, assessment1) is not None
+    now = champion(ctx)
+    assert now is not None and now[0].version == 1
+
+
+def test_force_is_signed_and_shows(ctx: Context, judged: Judged) -> None:
+    model1, assessment1 = judged("m1", 450)
+    release(ctx, model1, assessment1)
+    model2, assessment2 = judged("m2", 300)
+    record = release(ctx, model2, assessment2, assessment1)
+    with pytest.raises(GateRefused, match="needs a reason"):
+        force(ctx, " ", record=record)
+    with pytest.raises(GateRefused, match="Version 9 of atelier carries no record"):
+        force(ctx, "because", 9)
+    made = force(ctx, "the fair is tomorrow", record=record)
+    now = champion(ctx)
+    assert now is not None and now[0].version == made.version == 2
+    assert made.tags["forced"] == "fail, forced: the fair is tomorrow"
+    said = vouched(made, versions(ctx), Registry(ctx).keys, model2, "any other")
+    assert said.forced == "the fair is tomorrow" and said.serial == 2
+    assert release(ctx, model1, assessment1) and Registry(ctx).champion().version == 2, "the stage does not undo it"
+
+
+def test_a_release_from_before_a_lost_key_is_signed_anew(ctx: Context, judged: Judged) -> None:
+    model, assessment = judged("m1", 450)
+    release(ctx, model, assessment)
+    (ctx.home / KEY_FILE).unlink()
+    registry = Registry(ctx)
+    registry.keys.sign({})  # a new key
+    with pytest.raises(GateRefused, match="not known here"):
+        vouched(registry.champion(), registry.versions(), registry.keys, model)
+    release(ctx, model, assessment)
+    policy = policy_digest(ctx.recipe.release)
+    assert vouched(registry.champion(), registry.versions(), registry.keys, model, policy).serial == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.runtime.lineage import descendants, digests
+from components.runtime.lineage import ancestors, descendants, digests
 from components.runtime.storage import Artifact, Outcome, Store
 
 
@@ -31,3 +31,20 @@ def test_children_of_children_also_by_earlier_digests(tmp_path: Path) -> None:
     assert {a.manifest.kind for a in descendants(store.list(), [revised], frozenset({"model", "assessment"}))} == {
         "model", "assessment"
     }  # fmt: skip
+
+
+def test_back_to_the_sources_each_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    list_ = make(store, "collection")
+    data = make(store, "dataset", collection=list_)
+    clip = make(store, "text_encoder", dataset=data)
+    model = make(store, "model", dataset=data, text_encoder=clip)
+    make(store, "model", dataset=make(store, "dataset"))
+    found = ancestors(store.list(), model)
+    assert list(found) == [model.url, data.url, clip.url, list_.url]
+    assert [(role, a.digest) for role, a in found[model.url]] == [
+        ("dataset", data.digest),
+        ("text_encoder", clip.digest),
+    ]
+    store.revise(list_, {"x": b"less"}, note={})
+    assert [role for role, _ in ancestors(store.list(), data)[data.url]] == ["collection"], "also by earlier digests"

@@ -48,10 +48,12 @@ def make_dataset(
     tokenizer: Path | None = None,
     before: list[dict[str, object]] | None = None,
     buckets: tuple[tuple[int, int], ...] = (),
+    alternatives: bool = False,
 ) -> tuple[Artifact, list[dict[str, object]]]:
     """A dataset of ``rows`` pictures (``before`` comes first), and its rows.
 
-    ``buckets`` are sizes, width and height, that the pictures are squeezed into in turn.
+    ``buckets`` are sizes, width and height, that the pictures are squeezed into in turn. With ``alternatives`` every
+    second picture keeps the other ways to say what it shows.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -65,6 +67,7 @@ def make_dataset(
         "featuring": featuring,
         "image_size": spec.image_size,
         "buckets": buckets,
+        "alternatives": alternatives,
     }
     draft = store.draft("dataset", {}, config)
     drawn: list[dict[str, object]] = []
@@ -72,10 +75,12 @@ def make_dataset(
         said = phrasings(scenes[index])
         width, height = buckets[i % len(buckets)] if buckets else (spec.image_size, spec.image_size)
         picture = render(scenes[index], spec.image_size, seed * 1_000_003 + i).resize((width, height))
+        caption = said[int(rng.integers(len(said)))]
+        others = sorted({*said} - {caption}) if alternatives and i % 2 else None
         drawn.append({
             "id": f"{seed:04x}{i:012x}", "url": f"http://world/{seed}/{i}",
-            "caption": said[int(rng.integers(len(said)))],
-            "sha256": hashlib.sha256(picture.tobytes()).hexdigest(), "alternatives": None,
+            "caption": caption,
+            "sha256": hashlib.sha256(picture.tobytes()).hexdigest(), "alternatives": others,
             "pixels": picture.tobytes(), "height": height, "width": width,
             "bucket": f"{width}x{height}", "cluster": f"{seed:04x}{i:012x}",
             "split": "holdout" if rng.random() < holdout else "train", "source": 1 if before else 0,

@@ -117,5 +117,5 @@ def test_schedule_rises_stays_and_falls() -> None:
 
 
 def test_psnr_of_known_errors() -> None:
-    assert objective.psnr(4.0) == pytest.approx(0.0)
-    assert objective.psnr(0.004) == pytest.approx(30.0)
+    assert objective.psnr(torch.tensor(4.0)).item() == pytest.approx(0.0)
+    assert objective.psnr(torch.tensor(0.004)).item() == pytest.approx(30.0)

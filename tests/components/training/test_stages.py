@@ -94,6 +94,31 @@ def test_trainings_leave_their_record(ctx: Context, parts: dict[str, Artifact]) 
     assert trainings["denoiser"]["order_digest"] == Order(rows, batch, seed).digest(steps)
 
 
+def test_mlflow_has_what_a_training_shows(ctx: Context, parts: dict[str, Artifact]) -> None:
+    from components.runtime.tracking import Tracker
+
+    tracker = Tracker(ctx.registry_uri, ctx.recipe.name, ctx.home / "mlruns")
+    for kind in ("text_encoder", "autoencoder", "denoiser"):
+        found = tracker.find_run({"artifact": parts[kind].manifest.identity})
+        assert found is not None
+        run = tracker._client.get_run(found)
+        shown = {
+            "loss", "validation_loss", "gradient_norm", "images_per_second", "seconds_per_step", "waiting_share",
+            "mfu", "memory_gb", "mean_images_per_second",
+        }  # fmt: skip
+        assert shown <= run.data.metrics.keys() and run.info.status == "FINISHED", kind
+        curve = json.loads(parts[kind].path("curve.json").read_text())
+        assert curve[-1]["validation_loss"] > 0 and "pace" not in curve[-1]
+    sheets = [f.path for f in tracker._client.list_artifacts(found, "sheets")]
+    assert "sheets/prompts.txt" in sheets and "sheets/images-000000064.png" in sheets
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused_before_anything_starts(ctx: Context) -> None:
+    small, _ = make_dataset(ctx.store, WorldSpec(image_size=16), 12, seed=8)
+    with pytest.raises(TrainingError, match=r"pictures to train on, a batch of the autoencoder has 16"):
+        stages.train_autoencoder(ctx, small)
+
+
 def test_done_once_is_done(ctx: Context, dataset: Artifact, parts: dict[str, Artifact]) -> None:
     assert stages.train_autoencoder(ctx, dataset).manifest == parts["autoencoder"].manifest
 
@@ -208,7 +233,7 @@ def test_two_workers_agree_with_one_at_either_end_of_zero(ctx: Context, tmp_path
     for stage, folder in zip((0, 3), folders[1:], strict=True):
         summary = run_training(Tiny(), replace(PLAN, zero_stage=stage), folder, ctx.recipe.run)
         assert summary["order_digest"] == json.loads((folders[0] / "summary.json").read_text())["order_digest"]
-        for name in ("weights.safetensors", "average.safetensors"):
+        for name in ("weights.safetensors", "model.safetensors"):
             theirs = weights_of(folders[0], name)
             for key, value in weights_of(folder, name).items():  # two ranks sum in another order than one
                 assert (value - theirs[key]).abs().max() < 0.02, (stage, name, key)

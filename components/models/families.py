@@ -1,0 +1,128 @@
+"""What a trained model of any family is to the rest: one small protocol, and one function that loads it.
+
+A model folder is told by a file in it:
+
+* ``model_index.json``: a diffusers pipeline (family ``diffusion``), see :mod:`components.models.pipeline`
+* ``atelier_model.json``: ``{"family": "cnn" | "vae" | "gan", ...}``, see :mod:`components.models.one_pass`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from components.contracts.errors import ArtifactError
+
+DIFFUSERS_INDEX, ATELIER_INDEX = "model_index.json", "atelier_model.json"
+ONE_PASS = ("cnn", "vae", "gan")  # families that draw a picture in one pass of one network
+
+
+class ImageGenerator(Protocol):
+    """A loaded model, of whatever family. ``uses_steps`` and ``uses_seed`` say what has an effect on it."""
+
+    family: str
+    uses_steps: bool  # steps, guidance scale and negative prompts
+    uses_seed: bool  # False: a prompt gives one picture, whatever the seed
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures, in pixels."""
+        ...
+
+    def truncated(self, prompt: str) -> bool:
+        """Whether the text encoder reads only the beginning of ``prompt``."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance_scale: float,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """One picture a prompt: uint8 RGB ``[N, side, side, 3]``; what the family does not use is ignored.
+
+        Raises:
+            InputError: lengths differ, or a number is out of range.
+        """
+        ...
+
+
+def index_of(names: Sequence[str]) -> str:
+    """The file that tells a model folder, among the ``names`` of an artifact's files; the least deep one.
+
+    Raises:
+        ArtifactError: there is none, or more than one at the same depth.
+    """
+    found = [name for name in names if name.rpartition("/")[2] in (DIFFUSERS_INDEX, ATELIER_INDEX)]
+    least = min((name.count("/") for name in found), default=0)
+    first = [name for name in found if name.count("/") == least]
+    if len(first) != 1:
+        raise ArtifactError(
+            f"{len(first)} files {DIFFUSERS_INDEX} or {ATELIER_INDEX} were found" if first else "No model was found",
+            expected=f"a folder with one {DIFFUSERS_INDEX} (diffusers) or one {ATELIER_INDEX} (cnn, vae, gan)",
+            remedy="pass the model artifact that atelier train made",
+        )
+    return first[0]
+
+
+def family_of(folder: Path) -> str:
+    """The family of the model in ``folder``, read from its index file; no weights are loaded.
+
+    Raises:
+        ArtifactError: there is no such file, or it is not of a family that is known here.
+    """
+    if (folder / DIFFUSERS_INDEX).exists():
+        return "diffusion"
+    family = read_index(folder)["family"]
+    if family not in ONE_PASS:
+        raise ArtifactError(
+            f"{folder / ATELIER_INDEX} names the family {family!r}",
+            expected=f"one of {', '.join(ONE_PASS)}",
+            remedy="use the version of this project that made the model, or train it again",
+        )
+    return str(family)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What ``atelier_model.json`` says.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = folder / ATELIER_INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not isinstance(index.get("family"), str):
+            raise ValueError("it names no family")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} cannot be opened as a model: {str(error).splitlines()[0]}",
+            expected=f"a folder with {DIFFUSERS_INDEX} or {ATELIER_INDEX}",
+            remedy="check the path, or train and assemble the model again",
+        ) from error
+    return index
+
+
+def load_generator(folder: Path, device: str | None = None) -> ImageGenerator:
+    """The model in ``folder``, whatever its family. ``device``: as for torch; a GPU when there is one by default.
+
+    Raises:
+        ArtifactError: the folder holds no model, or a damaged one.
+    """
+    folder = Path(folder)
+    if family_of(folder) == "diffusion":
+        from components.models.pipeline import Generator
+
+        diffusion: ImageGenerator = Generator.load(folder, device)
+        return diffusion
+    from components.models.one_pass import OnePassGenerator
+
+    return OnePassGenerator.load(folder, device)
