@@ -108,11 +108,13 @@ def personal_data(clean: str) -> list[Span]:
 
 def redact(clean: str) -> str:
     """The caption with ``[email]``, ``[phone]`` ... in the place of personal data."""
-    out, end = "", 0
-    for start, stop, kind in personal_data(clean):
-        out += f"{clean[end:start]}[{kind}]"
-        end = stop
-    return out + clean[end:]
+    while found := personal_data(clean):  # again: what stood beside a number may be a handle once that is gone
+        out, end = "", 0
+        for start, stop, kind in found:
+            out += f"{clean[end:start]}[{kind}]"
+            end = stop
+        clean = out + clean[end:]
+    return clean
 
 
 @lru_cache(maxsize=8)
