@@ -54,7 +54,7 @@ def status(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: De
         versions.add_row(
             str(version.version),
             ", ".join(version.aliases),
-            tags.get("verdict", "?"),
+            tags.get("forced") or tags.get("verdict", "?"),
             tags.get("model_digest", "")[:12],
             tags.get("reasons", ""),
         )
