@@ -103,7 +103,14 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     resources = {"CPU": float(run.threads_per_worker)}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Ctrl-C stops this process as it stops any other stage: Ray's own handler ends it without a word."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Python's handler in place; the workers end with the session."""
+
+    trainer = Trainer(
         _worker,
         train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads_per_worker},
         scaling_config=ScalingConfig(
