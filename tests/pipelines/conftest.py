@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.ports import unused_port
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def command(root: Path, port: int, *words: str) -> list[str]:
-    where = ("--set", f"run.root={root}", "--set", f"collect.world.port={port}", "--set", f"run.port={free_port()}")
+    where = ("--set", f"run.root={root}", "--set", f"collect.world.port={port}", "--set", f"run.port={unused_port()}")
     return [sys.executable, "-m", "pipelines.cli", *words, "--recipe", TINY, *where]
 
 
@@ -32,4 +27,4 @@ def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def tiny() -> SimpleNamespace:
     """``command(root, port, *words)`` with the world's website on ``port``, ``finish(arguments)``, and a free port."""
-    return SimpleNamespace(command=command, finish=finish, port=free_port(), root=ROOT)
+    return SimpleNamespace(command=command, finish=finish, port=unused_port(), root=ROOT)

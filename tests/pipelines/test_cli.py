@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from tests.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBCOMMANDS = [command.name for command in app.registered_commands]
@@ -148,9 +149,7 @@ def test_store_without_room(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", room], capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = unused_port()
         done = atelier(
             "collect", "--set", f"run.root={room}", "--set", f"collect.world.port={port}",
             "--set", "collect.world.pictures=600", "--set", "collect.world.faults=false",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 
 from components.runtime.cluster import quiet_environment
 from components.runtime.storage import Store
+from tests.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -33,11 +33,7 @@ class Head:
 @pytest.fixture
 def head() -> Iterator[Head]:
     """A Ray head of its own on free ports; stopped by ending its process, and only its."""
-    ports = []
-    for _ in range(5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = [unused_port() for _ in range(4)]
     folder = tempfile.mkdtemp(prefix="atl-")  # a short path: sockets live below it
     # the job's `python` is found on the head's PATH: as after `source .venv/bin/activate`
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -66,9 +62,7 @@ def test_train_as_a_ray_job(head: Head, tmp_path: Path) -> None:
     while subprocess.run(listing, env=head.env, capture_output=True).returncode:
         assert time.monotonic() < deadline, "the head's job server never answered"
         time.sleep(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     done = subprocess.run(
         [
             RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from components.training.engine import Optimiser
 from components.training.loop import Plan
+from tests.ports import unused_port
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = Plan(
@@ -179,9 +179,7 @@ def look(task: Tiny, plan: Plan, folder: Path) -> None:
 def start(jobs: Sequence[Job], world: int, at: Path) -> list[subprocess.Popen[bytes]]:
     """``world`` processes on loopback that do the jobs together."""
     at.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     listed = at / f"jobs-{port}.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
     processes = []
