@@ -12,7 +12,7 @@ import contextlib
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from components.models.quiet import quieten
 WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 MOST_LOADED = 4  # adapters that a model holds at once; the one used least recently goes
 _METADATA = "lora_adapter_metadata"  # diffusers' key in the header of the file
+_NONE = "__base__"  # peft's name for no adapter
 _OWN = "default"  # name of the adapter in training, as peft and diffusers expect it
 _BLOCKS = frozenset({"down_blocks", "mid_block", "up_blocks", "transformer_blocks", "blocks", "layers"})
 _ATTENTION = frozenset({"attn", "attn1", "attn2"})
@@ -109,52 +110,73 @@ def _sort_header(path: Path) -> None:
 
 
 class Adapters:
-    """The adapters that a denoiser can be used with: loaded on demand, at most ``most`` at once.
+    """The adapters that a denoiser can be used with: loaded on demand, and each row of a batch may wear another one.
 
-    Outside of :meth:`on` the denoiser computes exactly what it did without adapters: a layer whose LoRA is off calls
-    the layer it was made from. For one thread.
+    A row that wears none is computed exactly as without adapters: a layer whose LoRA is not asked for gives what the
+    layer it was made from gives. For one thread.
+
+    Args:
+        most: adapters kept in memory; more only while more are worn.
     """
 
     def __init__(self, denoiser: Any, most: int = MOST_LOADED) -> None:
         self._denoiser, self._most = denoiser, most
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used least recently first
+        self._layers: list[Any] = []  # that have adapters
 
     @property
     def loaded(self) -> tuple[str, ...]:
         """Keys of the adapters in memory, the one used least recently first."""
         return tuple(self._loaded)
 
-    @contextlib.contextmanager
-    def on(self, key: str, folder: Path) -> Iterator[None]:
-        """The adapter in ``folder`` is in effect inside the block.
+    def load(self, key: str, folder: Path, worn: Collection[str] = ()) -> str:
+        """Have the adapter in ``folder`` in memory. Returns the name by which rows wear it.
 
         Args:
             key: names these weights, e.g. their digest: what is loaded under it is not read again.
             folder: with ``pytorch_lora_weights.safetensors``.
+            worn: names of adapters that stay, because drawings underway wear them.
 
         Raises:
             ArtifactError: the file cannot be read, or does not fit this denoiser.
         """
         name = key.replace(".", "_")  # a dot would part it in the names of parameters
         if name not in self._loaded:
-            while len(self._loaded) >= self._most:
-                self._delete(next(iter(self._loaded)))
-            self._load(name, Path(folder) / WEIGHTS)
-        self._loaded[name] = None
+            weights, described = read_lora(Path(folder) / WEIGHTS)
+            for other in [other for other in self._loaded if other not in worn]:
+                if len(self._loaded) >= self._most:
+                    self._delete(other)
+            self._put(name, weights, described, Path(folder) / WEIGHTS)
+            self._loaded[name] = None
         self._loaded.move_to_end(name)
-        for layer in self._layers():
-            layer.set_adapter([name], inference_mode=True)
-            layer.enable_adapters(name in layer.lora_A)
+        return name
+
+    @contextlib.contextmanager
+    def on(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Inside the block each row of the denoiser's batch wears the adapter named for it, or none."""
+        if not any(names):
+            yield
+            return
+        worn = [name or _NONE for name in names]
+        for name in names:
+            if name is not None:
+                self._loaded.move_to_end(name)
+
+        def tell(layer: Any, args: Any, more: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**more, "adapter_names": worn}
+
+        hooks = [layer.register_forward_pre_hook(tell, with_kwargs=True) for layer in self._layers]
         try:
             yield
         finally:
-            self._off()
+            for hook in hooks:
+                hook.remove()
 
-    def _load(self, name: str, path: Path) -> None:
+    def _put(self, name: str, weights: dict[str, Any], described: dict[str, Any], path: Path) -> None:
         import torch
         from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
-        weights, described = read_lora(path)
         try:
             with torch.inference_mode(False), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the one loaded before
@@ -164,30 +186,28 @@ class Adapters:
             if missing or outcome.unexpected_keys:
                 raise ValueError(f"{len(missing)} layers are missing, {len(outcome.unexpected_keys)} are not known")
         except (ValueError, RuntimeError, KeyError) as error:
+            self._layers = [module for module in self._denoiser.modules() if isinstance(module, BaseTunerLayer)]
+            self._rest()
             self._delete(name)
-            self._off()
             raise ArtifactError(
                 f"{path} does not fit the model: {str(error).splitlines()[0]}",
                 expected="an adapter that was trained on this model",
                 remedy="train the adapter again on this version",
             ) from error
-        self._denoiser.requires_grad_(False)
-        self._off()
+        self._layers = [module for module in self._denoiser.modules() if isinstance(module, BaseTunerLayer)]
+        self._rest()
 
     def _delete(self, name: str) -> None:
-        for layer in self._layers():
+        for layer in self._layers:
             layer.delete_adapter(name)
-        self._denoiser.peft_config.pop(name, None)
+        getattr(self._denoiser, "peft_config", {}).pop(name, None)  # none yet where the first one did not fit
         self._loaded.pop(name, None)
 
-    def _off(self) -> None:
-        for layer in self._layers():
-            layer.enable_adapters(False)
-
-    def _layers(self) -> list[Any]:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        return [module for module in self._denoiser.modules() if isinstance(module, BaseTunerLayer)]
+    def _rest(self) -> None:
+        """No adapter is in effect unless a row asks for it."""
+        for layer in self._layers:
+            layer.set_adapter([], inference_mode=True)
+        self._denoiser.requires_grad_(False)
 
 
 def read_lora(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

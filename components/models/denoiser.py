@@ -75,6 +75,13 @@ def load_denoiser(folder: Path) -> Any:
     return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
 
 
+def downsampling_of(model: Any) -> int:
+    """Sides of the latents must be multiples of this: a U-Net halves them at every level but the last, a transformer
+    cuts them into patches."""
+    config = model.config
+    return int(config.patch_size if reads_mask(model) else 2 ** (len(config.block_out_channels) - 1))
+
+
 def reads_mask(model: Any) -> bool:
     """True if the denoiser is told which tokens are padding; the U-Net's pipeline shows it all tokens alike."""
     return type(model).__name__ != "UNet2DConditionModel"

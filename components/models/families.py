@@ -13,25 +13,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from components.contracts.errors import ArtifactError
+from components.models.stepping import Drawing, Picture, Pixels, Style
 
 DIFFUSERS_INDEX, ATELIER_INDEX = "model_index.json", "atelier_model.json"
 ONE_PASS = ("cnn", "vae", "gan")  # families that draw a picture in one pass of one network
 
 
 class ImageGenerator(Protocol):
-    """A loaded model, of whatever family. ``uses_steps`` and ``uses_seed`` say what has an effect on it."""
+    """A loaded model, of whatever family. For one thread.
+
+    ``uses_steps``, ``uses_seed`` and ``uses_styles`` say what has an effect on it. A server draws by :meth:`begin`,
+    :meth:`step` and :meth:`finish`, everybody else by :meth:`generate`, which goes the same way. Families of one pass
+    take one step.
+    """
 
     family: str
-    uses_steps: bool  # steps, guidance scale and negative prompts
+    uses_steps: bool  # steps, guidance scale, sampler and negative prompts
     uses_seed: bool  # False: a prompt gives one picture, whatever the seed
+    uses_styles: bool  # LoRA adapters
+    samplers: tuple[str, ...]  # by name, the model's own first; none where there are no steps
 
     @property
     def image_size(self) -> int:
         """Side of the pictures, in pixels."""
+        ...
+
+    @property
+    def granularity(self) -> int:
+        """Sides of other sizes must be multiples of so many pixels; 0: the model draws its own size only."""
         ...
 
     def truncated(self, prompt: str) -> bool:
@@ -46,12 +56,34 @@ class ImageGenerator(Protocol):
         steps: int,
         guidance_scale: float,
         negative_prompts: Sequence[str] | None = None,
-    ) -> npt.NDArray[np.uint8]:
-        """One picture a prompt: uint8 RGB ``[N, side, side, 3]``; what the family does not use is ignored.
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        style: Style | None = None,
+    ) -> Pixels:
+        """One picture a prompt: uint8 RGB ``[N, H, W, 3]``. Steps, guidance scale and negative prompts are ignored
+        where the family does not use them.
 
         Raises:
-            InputError: lengths differ, or a number is out of range.
+            InputError: lengths differ, a number is out of range, or the model has no such sampler, size or styles.
+            ArtifactError: the style cannot be read, or does not fit the model.
         """
+        ...
+
+    def begin(self, pictures: Sequence[Picture]) -> list[Drawing]:
+        """Read the prompts and draw the noise of pictures of whatever sizes. Errors as :meth:`generate`; then none of
+        the pictures is begun."""
+        ...
+
+    def step(self, drawings: Sequence[Drawing]) -> None:
+        """One step of every drawing; all of one size and none done. An error leaves all of them as they were."""
+        ...
+
+    def preview(self, drawings: Sequence[Drawing]) -> Pixels:
+        """What drawings of one size are expected to become, uint8 ``[N, H, W, 3]``."""
+        ...
+
+    def finish(self, drawings: Sequence[Drawing]) -> Pixels:
+        """The pictures of drawings that are done, all of one size: uint8 ``[N, H, W, 3]``."""
         ...
 
 

@@ -24,6 +24,7 @@ from components.contracts.errors import ArtifactError, InputError
 from components.contracts.recipe import Cnn, Gan, Vae
 from components.models.families import ATELIER_INDEX, family_of, read_index
 from components.models.reading import Reader, projecting_tower
+from components.models.stepping import Drawing, Picture, Pixels, Style, draw, noise_of, pictures_of, size_of
 from components.runtime.precision import autocast
 
 FORMAT = 1  # of the folder
@@ -136,7 +137,9 @@ class OnePassGenerator:
     the rounding of bf16.
     """
 
-    uses_steps = False
+    uses_steps = uses_styles = False
+    granularity = 0
+    samplers: tuple[str, ...] = ()
 
     def __init__(self, reader: Reader, network: Any, design: Design, device: torch.device) -> None:
         self._reader, self._network, self._device = reader, network, device
@@ -190,36 +193,55 @@ class OnePassGenerator:
         steps: int = 1,
         guidance_scale: float = 1.0,
         negative_prompts: Sequence[str] | None = None,
-    ) -> npt.NDArray[np.uint8]:
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        style: Style | None = None,
+    ) -> Pixels:
         """One picture a prompt: uint8 RGB ``[N, side, side, 3]``; ``seeds`` as for diffusion, 0 .. 2**63-1.
 
         Raises:
-            InputError: lengths differ, or a number is out of range.
+            InputError: lengths differ, a number is out of range, or a sampler, another size or a style is asked for.
         """
-        negatives = prompts if negative_prompts is None else negative_prompts
-        if not len(prompts) == len(seeds) == len(negatives):
-            raise InputError(
-                f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negatives)} negative prompts",
-                remedy="pass one seed and one negative prompt for each prompt",
-            )
-        if steps < 1 or guidance_scale < 1:
-            raise InputError(
-                f"steps={steps}, guidance_scale={guidance_scale}", expected="both at least 1", remedy="raise them"
-            )
-        if not prompts:
+        alike = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler, "style": style}
+        pictures = pictures_of(prompts, seeds, negative_prompts, size, **alike)
+        if not pictures:
             return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
-        with torch.inference_mode():
-            reading = self._reader.read(prompts)
-            with autocast(self._device.type):
-                pictures = self._network(reading, self._noise(seeds))
-        return to_uint8(pictures)
+        return draw(self, pictures)
 
-    def _noise(self, seeds: Sequence[int]) -> Tensor:
-        draws = [
-            torch.randn(self._network.noise_size, generator=torch.Generator("cpu").manual_seed(int(seed)))
-            for seed in seeds
-        ]
-        return torch.stack(draws).to(self._device)
+    def begin(self, pictures: Sequence[Picture]) -> list[Drawing]:
+        """Drawings of one step.
+
+        Raises:
+            InputError: a sampler, another size or a style is asked for.
+        """
+        for picture in pictures:
+            if picture.sampler or picture.style:
+                raise InputError(
+                    f"A model of the family {self.family} has no samplers and no styles",
+                    remedy="leave sampler and style out, or serve a diffusion model",
+                )
+        sizes = [size_of(picture, self.image_size, self.granularity) for picture in pictures]
+        return [Drawing(picture, 1, size, 1) for picture, size in zip(pictures, sizes, strict=True)]
+
+    def step(self, drawings: Sequence[Drawing]) -> None:
+        """Draw them, by one call of the network."""
+        asked = [drawing.picture for drawing in drawings]
+        with torch.inference_mode():
+            noise = torch.stack([noise_of(picture, (self._network.noise_size,)) for picture in asked])
+            reading = self._reader.read([picture.prompt for picture in asked])
+            with autocast(self._device.type):
+                pixels = to_uint8(self._network(reading, noise.to(self._device)))
+        for drawing, each in zip(drawings, pixels, strict=True):
+            drawing.inside = each
+            drawing.step = 1
+
+    def preview(self, drawings: Sequence[Drawing]) -> Pixels:
+        """The pictures; there is nothing to be seen before."""
+        return self.finish(drawings)
+
+    def finish(self, drawings: Sequence[Drawing]) -> Pixels:
+        """The pictures of drawings that are done, uint8 ``[N, side, side, 3]``."""
+        return np.stack([drawing.inside for drawing in drawings])
 
 
 def to_uint8(pictures: Tensor) -> npt.NDArray[np.uint8]:

@@ -5,61 +5,26 @@ A U-Net is saved as ``StableDiffusionPipeline``, a diffusion transformer as ``Pi
 
 from __future__ import annotations
 
+import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from components.contracts.errors import ArtifactError, InputError, TrainingError
+from components.contracts.errors import ArtifactError, TrainingError
 from components.models.adapters import Adapters
 from components.models.autoencoder import factor_of, load_autoencoder
-from components.models.denoiser import FOLDERS, load_denoiser, predict
+from components.models.denoiser import FOLDERS, downsampling_of, load_denoiser, predict
 from components.models.quiet import quieten
+from components.models.samplers import NAMES, Samplers, Table, advance, make_scheduler, start
+from components.models.stepping import Drawing, Picture, Pixels, Style, draw, noise_of, pictures_of, size_of
 from components.models.text_encoder import load_text_tower, load_tokenizer, read_prompts, with_positions
 from components.runtime.precision import autocast
 
-NOISE_LEVELS = 1000  # diffusers counts noise levels from 0 to this
-
-
-def make_scheduler(prediction: str = "flow", shift: float = 1.0, zero_terminal_snr: bool = False) -> Any:
-    """DPM-Solver++ (Lu et al. 2022) of second order, on the noise levels of the training.
-
-    Args:
-        prediction: "flow", "epsilon" or "v". shift: of the flow's times, as in training.
-        zero_terminal_snr: "v": the last level is pure noise (Lin et al. 2024, "Common Diffusion Noise Schedules
-            and Sample Steps Are Flawed").
-    """
-    from diffusers import DPMSolverMultistepScheduler
-
-    if prediction == "flow":
-        # steps_offset is not read with flow noise levels, but the stock pipeline warns of any other value
-        return DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, steps_offset=1
-        )
-    return DPMSolverMultistepScheduler(
-        **_STABLE_DIFFUSION,
-        prediction_type="epsilon" if prediction == "epsilon" else "v_prediction",
-        rescale_betas_zero_snr=zero_terminal_snr and prediction == "v",
-        timestep_spacing="trailing",  # the first step of sampling is the last noise level (same paper, sec. 3.3)
-        steps_offset=1,
-    )
-
-
-_STABLE_DIFFUSION: dict[str, Any] = {  # Rombach et al. 2022, table 15
-    "num_train_timesteps": NOISE_LEVELS, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-}  # fmt: skip
-
-
-def alpha_bars(zero_terminal_snr: bool) -> Any:
-    """Cumulative products of ``1 - beta``, fp32 ``[NOISE_LEVELS]``: those that :func:`make_scheduler` samples on."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(**_STABLE_DIFFUSION, rescale_betas_zero_snr=zero_terminal_snr).alphas_cumprod
-
-
+_REMEMBERED = 32  # prompts, the states of whose tokens are kept
 _PIXART_TOKENS = 120  # that PixArt's pipeline pads every prompt to, unless it is told otherwise
 
 
@@ -108,20 +73,23 @@ def require_together(family: str, autoencoder: str) -> None:
 
 
 class Generator:
-    """Pictures from prompts, many at a time.
+    """Pictures from prompts, many at a time, each at a step of its own.
 
-    Each picture starts from the noise of its own seed, so a prompt and a seed give the same picture in any
-    batch, up to the rounding of bf16.
+    Each picture starts from the noise of its own seed and is moved by numbers of its own row alone, so a prompt and a
+    seed give the same picture in any batch, up to the rounding of sums, whose order libraries choose by the batch.
     """
 
-    family, uses_steps, uses_seed = "diffusion", True, True  # see components.models.families
+    family, uses_steps, uses_seed, uses_styles = "diffusion", True, True, True  # see components.models.families
+    samplers: tuple[str, ...] = NAMES
 
     def __init__(
         self, tokenizer: Any, tower: Any, denoiser: Any, autoencoder: Any, scheduler: Any, device: Any
     ) -> None:
-        self._tokenizer, self._scheduler, self._device = tokenizer, scheduler, device
+        self._tokenizer, self._device = tokenizer, device
         self._tower, self._denoiser, self._autoencoder = tower, denoiser, autoencoder
-        self._adapters = Adapters(denoiser)
+        self._samplers, self._adapters = Samplers(scheduler), Adapters(denoiser)
+        self._told: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # of prompts; the one used least recently first
+        self._underway: weakref.WeakSet[Drawing] = weakref.WeakSet()
 
     @classmethod
     def load(cls, folder: Path, device: str | None = None) -> Generator:
@@ -139,8 +107,9 @@ class Generator:
         within = next((name for name in FOLDERS.values() if (folder / name).is_dir()), "unet")
         try:
             tower = frozen(load_text_tower(folder / "text_encoder"), chosen)
-            denoiser = frozen(load_denoiser(folder / within), chosen)
-            autoencoder = frozen(load_autoencoder(folder / "vae"), chosen)
+            # convolutions are faster with weights in the layout of what they are given
+            denoiser = frozen(load_denoiser(folder / within), chosen).to(memory_format=torch.channels_last)
+            autoencoder = frozen(load_autoencoder(folder / "vae"), chosen).to(memory_format=torch.channels_last)
             scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
             tokenizer = load_tokenizer(folder / "tokenizer")
         except (OSError, ValueError, KeyError) as error:
@@ -156,12 +125,10 @@ class Generator:
         """Side of the pictures, in pixels."""
         return int(self._denoiser.config.sample_size * factor_of(self._autoencoder))
 
-    def styled(self, key: str, folder: Path) -> AbstractContextManager[None]:
-        """What is generated inside the block is drawn with the LoRA in ``folder``, and outside without any.
-
-        See :meth:`components.models.adapters.Adapters.on`.
-        """
-        return self._adapters.on(key, folder)
+    @property
+    def granularity(self) -> int:
+        """Sides of other sizes must be multiples of so many pixels."""
+        return factor_of(self._autoencoder) * downsampling_of(self._denoiser)
 
     def truncated(self, prompt: str) -> bool:
         """True if the prompt is longer than the text encoder reads: its end is then ignored."""
@@ -176,78 +143,139 @@ class Generator:
         steps: int,
         guidance_scale: float,
         negative_prompts: Sequence[str] | None = None,
-    ) -> npt.NDArray[np.uint8]:
-        """One picture a prompt: uint8 RGB ``[N, side, side, 3]``.
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+        style: Style | None = None,
+    ) -> Pixels:
+        """One picture a prompt: uint8 RGB ``[N, H, W, 3]``, as a server draws it.
 
         Args:
             seeds: one a prompt, 0 .. 2**63-1.
             steps: of the sampler, at least 1.
             guidance_scale: 1 means without guidance (Ho & Salimans 2022, eq. 6 with w = scale - 1).
             negative_prompts: what to lead away from; the empty prompt by default.
+            sampler: one of :data:`samplers`; the model's own by default.
+            size: width and height in pixels, multiples of :attr:`granularity`; the model's own by default.
 
         Raises:
-            InputError: lengths differ, or a number is out of range.
+            InputError: lengths differ, a number is out of range, or there is no such sampler or size.
+            ArtifactError: the style cannot be read, or does not fit.
+        """
+        alike = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler, "style": style}
+        pictures = pictures_of(prompts, seeds, negative_prompts, size, **alike)
+        if not pictures:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        return draw(self, pictures)
+
+    def begin(self, pictures: Sequence[Picture]) -> list[Drawing]:
+        """Read the prompts, draw the noise and load the styles of pictures, of whatever sizes.
+
+        Raises:
+            InputError, ArtifactError: as :meth:`generate`; then none of them is begun.
         """
         import torch
 
-        negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
-        if not len(prompts) == len(seeds) == len(negatives):
-            raise InputError(
-                f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negatives)} negative prompts",
-                remedy="pass one seed and one negative prompt for each prompt",
-            )
-        if steps < 1 or guidance_scale < 1:
-            raise InputError(
-                f"steps={steps}, guidance_scale={guidance_scale}", expected="both at least 1", remedy="raise them"
-            )
-        if not prompts:
-            return np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        sizes = [size_of(picture, self.image_size, self.granularity) for picture in pictures]
+        tables = [self._samplers.table(picture.sampler, picture.steps) for picture in pictures]
+        names: set[str | None] = {drawing.inside.adapter for drawing in self._underway}
+        drawings = []
         with torch.inference_mode():
-            told = self.condition([*prompts, *negatives] if guidance_scale > 1 else list(prompts))
-            latents = self._sample(self._noise(seeds), told, steps, guidance_scale)
-            pixels = self._decode(latents)
-        return np.asarray(pixels)
+            told = self._read([p.prompt for p in pictures] + [p.negative_prompt for p in pictures if p.guided])
+            for picture, size, table in zip(pictures, sizes, tables, strict=True):
+                adapter = None
+                if style := picture.style:
+                    names.add(adapter := self._adapters.load(style.key, style.folder, {n for n in names if n}))
+                factor = factor_of(self._autoencoder)
+                shape = (self._denoiser.config.in_channels, size[1] // factor, size[0] // factor)
+                inside = _Latents(
+                    table, start(noise_of(picture, shape).to(self._device)), told[picture.prompt],
+                    told[picture.negative_prompt] if picture.guided else None, adapter,
+                )  # fmt: skip
+                drawings.append(Drawing(picture, table.steps, size, 2 if picture.guided else 1, inside))
+        self._underway.update(drawings)
+        return drawings
 
-    def condition(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """What the denoiser is told of the prompts: ``states`` fp32 ``[N, length, width]``, ``mask`` bool
-        ``[N, length]``, which is False for padding."""
-        states, mask = read_prompts(self._tokenizer, self._tower, prompts)
-        return {"states": states, "mask": mask}
+    def step(self, drawings: Sequence[Drawing]) -> None:
+        """One step of every drawing, by one call of the denoiser; all of one size, and none done.
 
-    def _noise(self, seeds: Sequence[int]) -> Any:
+        An error leaves all of them as they were.
+        """
         import torch
 
-        side, channels = self._denoiser.config.sample_size, self._denoiser.config.in_channels
-        draws = [
-            torch.randn(1, channels, side, side, generator=torch.Generator("cpu").manual_seed(int(seed)))
-            for seed in seeds
-        ]
-        return torch.cat(draws).to(self._device)
+        insides: list[_Latents] = [drawing.inside for drawing in drawings]
+        with torch.inference_mode():
+            kept = torch.stack([inside.kept for inside in insides])
+            rows = [(inside.table, drawing.step) for inside, drawing in zip(insides, drawings, strict=True)]
+            times = torch.stack([table.times[step] for table, step in rows]).to(self._device)
+            weights = torch.stack([table.weights[step] for table, step in rows]).to(self._device)
+            following = advance(kept, self._predicted(drawings, kept[:, 0], times), weights)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # a step that is over can be timed, and the next one cancelled
+        for drawing, inside, after in zip(drawings, insides, following, strict=True):
+            inside.kept = after
+            drawing.step += 1
 
-    def _sample(self, latents: Any, told: dict[str, Any], steps: int, guidance: float) -> Any:
+    def preview(self, drawings: Sequence[Drawing]) -> Pixels:
+        """What each drawing is expected to become, uint8 ``[N, H, W, 3]``: its last prediction of the picture (x0)."""
+        return self._decode([drawing.inside.kept[1 if drawing.step else 0] for drawing in drawings])
+
+    def finish(self, drawings: Sequence[Drawing]) -> Pixels:
+        """The pictures of drawings that are done, all of one size: uint8 ``[N, H, W, 3]``."""
+        return self._decode([drawing.inside.kept[0] for drawing in drawings])
+
+    def _read(self, prompts: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+        """What the denoiser is told of prompts: states fp32 ``[length, width]`` and mask bool ``[length]``, False for
+        padding. The last ones are remembered: many requests share their negative prompt, and pictures their prompt."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._told]
+        if missing:
+            states, mask = read_prompts(self._tokenizer, self._tower, missing)
+            for i, prompt in enumerate(missing):
+                self._told[prompt] = states[i].clone(), mask[i].clone()
+        found = {prompt: self._told[prompt] for prompt in prompts}
+        for prompt in found:
+            self._told.move_to_end(prompt)
+        while len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+        return found
+
+    def _predicted(self, drawings: Sequence[Drawing], latents: Any, times: Any) -> Any:
+        """The denoiser's prediction for every drawing, with guidance where it is asked for: fp32 ``[N, C, h, w]``."""
         import torch
 
-        # the scheduler counts its steps: a copy of its own for each call keeps calls apart
-        scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        scheduler.set_timesteps(steps, device=self._device)
-        for time in scheduler.timesteps:
-            both = torch.cat([latents, latents]) if guidance > 1 else latents
+        insides: list[_Latents] = [drawing.inside for drawing in drawings]
+        guided = [i for i, inside in enumerate(insides) if inside.against is not None]
+        rows = [*range(len(insides)), *guided]
+        told = [inside.told for inside in insides] + [inside.against for inside in insides if inside.against]
+        states, mask = torch.stack([each[0] for each in told]), torch.stack([each[1] for each in told])
+        with self._adapters.on([insides[i].adapter for i in rows]), autocast(self._device.type):
+            found = predict(self._denoiser, latents[rows], times[rows], states, mask).float()
+        if not guided:
+            return found
+        scales = torch.tensor([drawings[i].picture.guidance_scale for i in guided], device=found.device)
+        wanted, unwanted = found[: len(insides)].clone(), found[len(insides) :]
+        wanted[guided] = unwanted + scales[:, None, None, None] * (wanted[guided] - unwanted)
+        return wanted
+
+    def _decode(self, latents: list[Any]) -> Pixels:
+        import torch
+
+        with torch.inference_mode():
+            scaled = torch.stack(latents) / self._autoencoder.config.scaling_factor
             with autocast(self._device.type):
-                velocity = predict(self._denoiser, both, time, **told)
-            velocity = velocity.float()
-            if guidance > 1:
-                wanted, unwanted = velocity.chunk(2)
-                velocity = unwanted + guidance * (wanted - unwanted)
-            latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
-        return latents
+                pictures = self._autoencoder.decode(scaled, return_dict=False)[0]
+            pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            return np.asarray(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
-    def _decode(self, latents: Any) -> Any:
-        import torch
 
-        with autocast(self._device.type):
-            pictures = self._autoencoder.decode(latents / self._autoencoder.config.scaling_factor, return_dict=False)[0]
-        pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+@dataclass
+class _Latents:
+    """The inside of a drawing."""
+
+    table: Table
+    kept: Any  # see components.models.samplers.advance
+    told: tuple[Any, Any]  # states and mask of the prompt
+    against: tuple[Any, Any] | None  # of the negative prompt; None without guidance
+    adapter: str | None  # name of its LoRA
 
 
 def frozen(module: Any, device: Any) -> Any:

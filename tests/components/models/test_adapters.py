@@ -19,13 +19,17 @@ from components.models.adapters import WEIGHTS, Adapters, add_lora, layers_of, r
 from components.models.autoencoder import make_autoencoder
 from components.models.denoiser import load_denoiser, make_denoiser
 from components.models.pipeline import Generator, save_pipeline
+from components.models.stepping import Picture, Style
+from components.models.stepping import draw as pictures_by_steps
 from components.models.text_encoder import load_tokenizer, make_clip, text_tower
+from components.runtime.precision import has_bf16
 from tests.components.training.datasets import write_tokenizer
 
 FAMILIES = {
     "unet": Denoiser(channels=(16, 32), norm_groups=4, heads=2),
     "dit": Denoiser(family="dit", width=32, depth=2, heads=2, patch=2),
 }
+CLOSE = 1 if not has_bf16("cpu") else 6  # levels of 255 by which a batch may change a picture
 PIPELINES = {"unet": "StableDiffusionPipeline", "dit": "PixArtAlphaPipeline"}
 PARTS = {"unet": "unet", "dit": "transformer"}
 
@@ -79,8 +83,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: home / family for family in FAMILIES}
 
 
-def draw(generator: Generator) -> np.ndarray:
-    return generator.generate(["a red circle"], [5], steps=3, guidance_scale=2.0)
+def draw(generator: Generator, key: str = "", folder: Path | None = None) -> np.ndarray:
+    style = Style(key, folder) if folder else None
+    return generator.generate(["a red circle"], [5], steps=3, guidance_scale=2.0, style=style)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,24 +95,43 @@ def test_on_it_draws_otherwise_and_off_to_the_bit_the_same(
     folders = [make_lora(models[family], family, tmp_path / str(n), seed=n) for n in (1, 2)]
     alone = []
     for n, folder in enumerate(folders):
-        generator = Generator.load(models[family], "cpu")
-        with generator.styled(str(n), folder):
-            alone.append(draw(generator))
+        alone.append(draw(Generator.load(models[family], "cpu"), str(n), folder))
     generator = Generator.load(models[family], "cpu")
     base = draw(generator)
     assert not np.array_equal(alone[0], base) and not np.array_equal(alone[0], alone[1])
     for _ in range(2):  # in turn: nothing of one is left in another
         for n, folder in enumerate(folders):
-            with generator.styled(str(n), folder):
-                assert np.array_equal(draw(generator), alone[n])
+            assert np.array_equal(draw(generator, str(n), folder), alone[n])
             assert np.array_equal(draw(generator), base)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_one_batch_wear_different_styles(models: dict[str, Path], family: str, tmp_path: Path) -> None:
+    every = make_lora(models[family], family, tmp_path / "all")
+    some = make_lora(models[family], family, tmp_path / "some", seed=2, rank=3, targets="attention")
+    generator = Generator.load(models[family], "cpu")
+    looks = [None, Style("all", every), Style("some", some), None]
+    asked = [Picture("a red circle", 5, 3, scale, style=look) for look in looks for scale in (1.0, 2.0)]
+    calls: list[int] = []
+    denoiser = generator._denoiser
+    hook = denoiser.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    together = pictures_by_steps(generator, asked)
+    hook.remove()
+    assert calls == [12] * 3  # one call a step: 8 pictures, 4 of them with guidance
+    for picture, pixels in zip(asked, together, strict=True):
+        alone = pictures_by_steps(generator, [picture])[0]
+        assert np.abs(alone.astype(int) - pixels).max() <= CLOSE, picture
+    assert len({pixels.tobytes() for pixels in together[2:6]}) == 4
+    assert np.array_equal(together[0], together[6]) and np.array_equal(together[1], together[7])
 
 
 def test_an_error_inside_leaves_the_base(models: dict[str, Path], tmp_path: Path) -> None:
     folder = make_lora(models["unet"], "unet", tmp_path)
     generator = Generator.load(models["unet"], "cpu")
     base = draw(generator)
-    with pytest.raises(ZeroDivisionError), generator.styled("a", folder):
+    adapters = generator._adapters
+    name = adapters.load("a", folder)
+    with pytest.raises(ZeroDivisionError), adapters.on([name]):
         raise ZeroDivisionError
     assert np.array_equal(draw(generator), base)
 
@@ -117,41 +141,49 @@ def test_the_least_recently_used_goes(models: dict[str, Path], tmp_path: Path) -
     denoiser = load_denoiser(models["unet"] / "unet")
     adapters = Adapters(denoiser, most=2)
     for key in ("a", "b", "a", "c"):
-        with adapters.on(key, folder):
-            pass
+        adapters.load(key, folder)
     assert adapters.loaded == ("a", "c")
     left = {name.split(".")[-2] for name, _ in denoiser.named_parameters() if "lora_" in name}
     assert left == {"a", "c"} and set(denoiser.peft_config) == {"a", "c"}
     assert not any(weight.requires_grad for weight in denoiser.parameters())
+    adapters.load("d", folder, worn=("a", "c"))  # both are needed: for a while there are more than two
+    assert adapters.loaded == ("a", "c", "d")
+    adapters.load("e", folder)
+    assert adapters.loaded == ("d", "e")
 
 
-def test_adapters_of_other_layers_and_ranks_live_side_by_side(models: dict[str, Path], tmp_path: Path) -> None:
-    every = make_lora(models["unet"], "unet", tmp_path / "all")
-    some = make_lora(models["unet"], "unet", tmp_path / "some", rank=3, targets="attention")
+def test_a_style_that_is_worn_stays_until_the_drawing_is_gone(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = make_lora(models["unet"], "unet", tmp_path)
     generator = Generator.load(models["unet"], "cpu")
-    with generator.styled("some", some):
-        first = draw(generator)
-    with generator.styled("all", every):
-        pass
-    with generator.styled("some", some):
-        assert np.array_equal(draw(generator), first)
+    generator._adapters = Adapters(generator._denoiser, most=1)
+    drawings = generator.begin([Picture("a", 1, 3, 2.0, style=Style("one", folder))])
+    generator.step(drawings)
+    generator.begin([Picture("a", 1, 3, 2.0, style=Style("two", folder))])
+    assert generator._adapters.loaded == ("one", "two")
+    generator.step(drawings)
+    del drawings
+    generator.begin([Picture("a", 1, 3, 2.0, style=Style("three", folder))])
+    assert generator._adapters.loaded == ("three",)
 
 
 def test_what_is_no_lora_or_of_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     generator = Generator.load(models["unet"], "cpu")
     base = draw(generator)
     foreign = make_lora(models["dit"], "dit", tmp_path / "dit")
-    with pytest.raises(ArtifactError, match="does not fit the model"), generator.styled("a", foreign):
-        pass
+    with pytest.raises(ArtifactError, match="does not fit the model"):
+        draw(generator, "a", foreign)
     (tmp_path / WEIGHTS).write_bytes(b"no such thing")
-    with pytest.raises(ArtifactError, match="cannot be read as a LoRA"), generator.styled("b", tmp_path):
-        pass
+    with pytest.raises(ArtifactError, match="cannot be read as a LoRA"):
+        draw(generator, "b", tmp_path)
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(ArtifactError, match="cannot be read as a LoRA"), generator.styled("c", tmp_path):
-        pass
+    with pytest.raises(ArtifactError, match="cannot be read as a LoRA"):
+        draw(generator, "c", tmp_path)
     assert np.array_equal(draw(generator), base)
-    with generator.styled("d", make_lora(models["unet"], "unet", tmp_path / "unet")):
-        assert not np.array_equal(draw(generator), base)
+    mine = make_lora(models["unet"], "unet", tmp_path / "unet")
+    assert not np.array_equal(draw(generator, "d", mine), base)
+    with pytest.raises(ArtifactError, match="does not fit the model"):
+        draw(generator, "a", foreign)
+    assert generator._adapters.loaded == ("d",) and np.array_equal(draw(generator), base)
 
 
 def test_layers() -> None:
@@ -187,8 +219,7 @@ def test_stock_pipelines_open_it_in_a_clean_process(models: dict[str, Path], tmp
         for family in FAMILIES:
             generator = Generator.load(models[family], "cpu")
             base = draw(generator)
-            with generator.styled("a", loras[family]):
-                ours = draw(generator)
+            ours = draw(generator, "a", loras[family])
             apart = np.abs(ours.astype(int) - stock[family]).mean()
             assert apart < 2, f"{family}: {apart} grey levels"  # ours may be in bf16
             assert np.abs(base.astype(int) - stock[family]).mean() > 4 * apart

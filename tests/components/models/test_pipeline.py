@@ -18,7 +18,8 @@ from components.contracts.recipe import Autoencoder, Denoiser, TextEncoder
 from components.models.autoencoder import load_autoencoder, make_autoencoder
 from components.models.denoiser import make_denoiser, predict
 from components.models.loading import copy_autoencoder, copy_text_encoder
-from components.models.pipeline import Generator, make_scheduler, save_pipeline
+from components.models.pipeline import Generator, save_pipeline
+from components.models.samplers import make_scheduler
 from components.models.text_encoder import (
     load_text_tower,
     load_tokenizer,
