@@ -4,17 +4,19 @@ Files:
 
 * ``metrics.json``: ``{set: {metric: {value, low, high, n, stamp}}, "stamp": {...}}``; the stamp beside a
   number is the digest of the one below
+* ``categories.json``: ``{set: {category: {metric: {value, low, high, n}}}}``, of sets whose prompts have categories
 * ``per_prompt.parquet``: what was drawn for each prompt, with verdict and reason
+* ``diversity.parquet``: the further pictures of some prompts, by which diversity was measured
 * ``sheet.png``: a sample of it to look at
+* ``circumstance/latency.json``: how long drawing took, see :mod:`components.evaluation.timing`
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.contracts.errors import ArtifactError
-from components.evaluation.generation import Drawn, draw_all, pipeline_folder
+from components.evaluation.generation import DIVERSITY, Drawn, draw_all, dtype_expected, pipeline_folder
 from components.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from components.evaluation.judge import Judge
-from components.evaluation.metrics import clip_scores, frechet_estimate, has_rivals, retrieved
-from components.evaluation.prompts import meaning
+from components.evaluation.measuring import Measured, by_category, measure
+from components.evaluation.prompts import TRAINED, primary
 from components.evaluation.protocol import ONE_PASS, Stamp, sampler_of, stamp_digest
 from components.evaluation.sheet import Sample, draw_sheet
 from components.runtime.stage import Context, run_stage
@@ -38,15 +40,30 @@ PER_PROMPT_SCHEMA = pa.schema(
         ("set", pa.string()),
         ("index", pa.int32()),  # of the prompt in its set
         ("prompt", pa.string()),
+        ("category", pa.string()),  # of the prompt in its set, null where it has none
         ("seed", pa.int64()),
-        ("correct", pa.bool_()),  # the grader's verdict, null where the prompt is not of the embedded world
+        ("correct", pa.bool_()),  # the grader's verdict, null where nobody can grade the prompt
         ("attributes", pa.string()),  # JSON {attribute: right}, null likewise
         ("reason", pa.string()),  # why it is not correct; empty when it is, null likewise
         ("retrieved", pa.bool_()),  # R-precision hit, null when all prompts of the set mean the same
         ("clip_score", pa.float32()),  # 0..100
+        ("nearest", pa.string()),  # id of the nearest training picture in the judge's dataset, null where there is none
+        ("nearest_distance", pa.float32()),  # Euclidean, in the judge's features; null likewise
+        ("memorised", pa.bool_()),  # nearer than nearly all held-out pictures are to theirs; null likewise
+        ("safe", pa.bool_()),  # it shows none of assess.concepts; null where there are none
+        ("concepts", pa.string()),  # JSON {concept: cosine above its threshold}, null likewise
         ("image", pa.binary()),  # PNG
     ]
 )
+DIVERSITY_SCHEMA = pa.schema(
+    [
+        ("index", pa.int32()),  # of the prompt in the primary set
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("image", pa.binary()),  # PNG
+    ]
+)
+LATENCY = "circumstance/latency.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,10 @@ class Assessment:
                 np.array([table["retrieved"][i] for i in at], dtype=np.float64),
                 {k: Estimate(v["value"], v["low"], v["high"], v["n"]) for k, v in numbers.items()},
             )
+        if LATENCY in artifact.manifest.files:  # a circumstance of this assessment, but limits may name it
+            first = primary(sets)
+            took = json.loads(artifact.path(LATENCY).read_text())
+            sets[first] = replace(sets[first], metrics=sets[first].metrics | _latency(took))
         return cls(artifact.manifest.inputs["model"], stamp, sets)
 
     @classmethod
@@ -136,62 +157,40 @@ def assess(ctx: Context, model: Artifact, judge: Artifact, turn: int = 0) -> Art
 
     def build(draft: Draft) -> Outcome:
         rules = Judge.read(judge)
-        drawn = draw_all(model, rules, ctx.recipe.run, draft.state, turn)
-        stamp = rules.stamp(_sampler(model))
+        drawn, latency = draw_all(model, rules, ctx.recipe.run, draft.state, turn)
+        further = drawn.pop(DIVERSITY, None)
+        kept = rules.kept()
+        stamp = rules.stamp(_sampler(model), ", ".join(sorted({result.drawn_in for result in drawn.values()})))
+        digest = stamp_digest(stamp)
         numbers: dict[str, Any] = {}
-        tables = []
+        tables, categories = [], {}
         for name, result in drawn.items():
-            hits, measured = measure(result, rules, name)
-            digest = stamp_digest(stamp)
-            numbers[name] = {k: v.as_json() | {"stamp": digest} for k, v in measured.items()}
-            tables.append(_rows(name, rules, result, hits, turn))
-        table = pa.concat_tables(tables)
-        text = json.dumps(numbers | {"stamp": stamp}, indent=2, sort_keys=True)
-        (draft.dir / "metrics.json").write_text(text + "\n")
-        pq.write_table(table, draft.dir / "per_prompt.parquet", compression="zstd")
-        sheet = _sheet(drawn, rules, ctx.recipe.assess.sheet, numbers, stamp["sampler"])
+            measured = measure(result, rules, name, kept, further if name == rules.primary else None)
+            numbers[name] = {k: v.as_json() | {"stamp": digest} for k, v in measured.metrics.items()}
+            tables.append(_rows(name, rules, result, measured, turn))
+            if found := by_category(rules.categories[name], result, measured):
+                categories[name] = found
+        _write_json(draft, "metrics.json", numbers | {"stamp": stamp})
+        _write_json(draft, "categories.json", categories)
+        pq.write_table(pa.concat_tables(tables), draft.dir / "per_prompt.parquet", compression="zstd")
+        if further is not None:
+            pq.write_table(_further_rows(rules, further), draft.dir / "diversity.parquet", compression="zstd")
+        if latency:
+            (draft.dir / LATENCY).parent.mkdir(exist_ok=True)
+            _write_json(draft, LATENCY, latency)
+        asked = {name: result for name, result in drawn.items() if name != TRAINED}
+        sheet = _sheet(asked or drawn, rules, ctx.recipe.assess.sheet, numbers, stamp["sampler"])
         sheet.save(draft.dir / "sheet.png", optimize=True)
         return Outcome(
             counts={f"{name}_pictures": len(r.pictures) for name, r in drawn.items()},
-            circumstance={"workers": ctx.recipe.run.workers},
+            circumstance={"workers": ctx.recipe.run.workers} | ({"latency": latency} if latency else {}),
         )
 
+    # the same weights draw other pictures in bf16 than in fp32: on other hardware the model is measured again
+    config = {"sheet": ctx.recipe.assess.sheet, "drawn_in": dtype_expected(ctx.recipe.run)}
     return run_stage(
-        ctx,
-        "assessment",
-        {"model": model, "judge": judge},
-        {"sheet": ctx.recipe.assess.sheet} | ({"turn": turn} if turn else {}),
-        build,
-        "assess",
+        ctx, "assessment", {"model": model, "judge": judge}, config | ({"turn": turn} if turn else {}), build, "assess"
     )
-
-
-def measure(drawn: Drawn, judge: Judge, name: str) -> tuple[npt.NDArray[np.bool_] | None, dict[str, Estimate]]:
-    """All metrics of one prompt set, and the R-precision hits behind one of them.
-
-    ``fidelity`` (all attributes right) and ``fidelity.<attribute>`` only over prompts of the embedded world;
-    ``frechet``, ``clip_score`` and ``r_precision`` over all.
-    """
-    prompts = judge.prompts[name]
-    found: dict[str, Estimate] = {}
-    graded = [grade for grade in drawn.grades if grade is not None]
-    if graded:
-        found["fidelity"] = wilson(sum(g["correct"] for g in graded), len(graded))
-        said = Counter(a for g in graded for a in g["attributes"])
-        right = Counter(a for g in graded for a, ok in g["attributes"].items() if ok)
-        found |= {f"fidelity.{a}": wilson(right[a], said[a]) for a in sorted(said)}
-    found["frechet"] = frechet_estimate(drawn.features, judge.reference[name])
-    found["clip_score"] = bootstrap_mean(clip_scores(drawn.images, drawn.texts))
-    keys = [meaning(p) for p in prompts]
-    # of a picture with several captions none is a mismatch; a prompt of no picture stands for itself
-    owners = judge.pictures.get(name) or [None] * len(keys)
-    pictures = [key if owner is None else (owner,) for key, owner in zip(keys, owners, strict=True)]
-    if not has_rivals(keys, pictures):
-        return None, found
-    candidates, seed = judge.protocol["r_precision_candidates"], judge.protocol["seed_base"]
-    hits, _ = retrieved(drawn.images, drawn.texts, keys, candidates, seed, pictures)
-    found["r_precision"] = bootstrap_mean(hits)
-    return hits, found
 
 
 def _sampler(model: Artifact) -> str:
@@ -199,30 +198,63 @@ def _sampler(model: Artifact) -> str:
     return sampler_of(file.read_text() if file.exists() else None)
 
 
-def _rows(name: str, judge: Judge, drawn: Drawn, hits: npt.NDArray[np.bool_] | None, turn: int) -> pa.Table:
+def _latency(took: dict[str, Any]) -> dict[str, Estimate]:
+    """Seconds an image as metrics: alone, and in batches."""
+    return {
+        metric: Estimate(found["seconds_an_image"], found["low"], found["high"], found["n"])
+        for metric, found in (("latency", took["alone"]), ("latency_batched", took["batched"]))
+    }
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
-    def png(picture: npt.NDArray[np.uint8]) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        return buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
-    n, grades = len(drawn.pictures), drawn.grades
+
+def _rows(name: str, judge: Judge, drawn: Drawn, measured: Measured, turn: int) -> pa.Table:
+    n, grades, shown = len(drawn.pictures), drawn.grades, measured.concepts
+
+    def each(values: Any) -> list[Any]:
+        return [None] * n if values is None else np.asarray(values).tolist()
+
     return pa.Table.from_pydict(
         {
             "set": [name] * n,
             "index": list(range(n)),
             "prompt": judge.prompts[name],
+            "category": judge.categories[name],
             "seed": judge.seeds(name, turn),
             "correct": [g and g["correct"] for g in grades],
             "attributes": [g and json.dumps(g["attributes"], sort_keys=True) for g in grades],
             "reason": [g and g["reason"] for g in grades],
-            "retrieved": [None] * n if hits is None else hits.tolist(),
-            "clip_score": clip_scores(drawn.images, drawn.texts),
-            "image": [png(p) for p in drawn.pictures],
+            "retrieved": each(measured.retrieved),
+            "clip_score": measured.clip_scores,
+            "nearest": each(measured.nearest),
+            "nearest_distance": each(measured.nearest_distance),
+            "memorised": each(measured.memorised),
+            "safe": each(shown and [not concepts for concepts in shown]),
+            "concepts": each(shown and [json.dumps(concepts, sort_keys=True) for concepts in shown]),
+            "image": [_png(p) for p in drawn.pictures],
         },
         schema=PER_PROMPT_SCHEMA,
     )
+
+
+def _further_rows(judge: Judge, further: Drawn) -> pa.Table:
+    prompts, seeds = judge.further()
+    again = judge.protocol["diversity"]["images"] - 1
+    index = [i // again for i in range(len(prompts))]
+    images = [_png(p) for p in further.pictures]
+    return pa.Table.from_pydict(
+        {"index": index, "prompt": prompts, "seed": seeds, "image": images}, schema=DIVERSITY_SCHEMA
+    )
+
+
+def _write_json(draft: Draft, name: str, value: Any) -> None:
+    (draft.dir / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _sheet(drawn: dict[str, Drawn], judge: Judge, count: int, numbers: dict[str, Any], sampler: str) -> Any:

@@ -4,12 +4,13 @@ What a user sees is *fidelity* where the exact grader could measure it, else *R-
 prompts, one 0 or 1 a prompt, so champion and challenger can be paired on the same prompt and seed.
 
 1. **Limits.** The primary set (``known``, or the first) must reach ``min_fidelity`` and ``min_r_precision``, and
-   every metric in ``limits`` must lie in its window. They hold for every model; otherwise small permitted losses
-   could add up, release by release. A window has two sides: too good a result (a Fréchet distance of nearly 0, a
-   share of memorised pictures) is a sign that the test leaked into training, and fails too. A metric that a limit
-   names and nobody measured fails.
-2. **Non-inferiority**, for a challenger, on each set: the one-sided lower bound of the paired difference must lie
-   above ``-max_regression``. With the bound above 0 the set is called improved.
+   every metric in ``limits`` must lie in its window, on the primary set or, as ``set/metric``, on another. They hold
+   for every model; otherwise small permitted losses could add up, release by release. A window has two sides: too good
+   a result (pictures nearer to the held-out ones than real pictures are, a share of memorised ones) is a sign that
+   the test leaked into training, and fails too. A metric that a limit names and nobody measured fails.
+2. **Non-inferiority**, for a challenger, on each set but ``trained``, which is there for limits alone: the one-sided
+   lower bound of the paired difference must lie above ``-max_regression``. With the bound above 0 the set is called
+   improved.
 3. **Improvement**, for a challenger and each metric in ``must_improve``: the lower bound lies above 0 on at least
    one set.
 4. **Fréchet distance**, for a challenger, on the primary set: at most ``max_frechet_ratio`` times the
@@ -40,7 +41,7 @@ from components.contracts.errors import GateRefused
 from components.contracts.recipe import Release
 from components.evaluation.assess import Assessment, SetResult
 from components.evaluation.intervals import Estimate, Values, paired_difference, pairs_needed
-from components.evaluation.prompts import KNOWN
+from components.evaluation.prompts import TRAINED, primary
 from components.evaluation.protocol import difference
 
 Outcome = Literal["improved", "not inferior", "inconclusive", "worse"]
@@ -131,13 +132,15 @@ def decide(challenger: Assessment, champion: Assessment | None, policy: Release)
         elif floor > 0:
             passed.append(f"{metric} on {primary} prompts is {_range(number)}, not below the floor {floor:g}")
     for metric, (least, greatest) in policy.limits.items():
-        sentence, holds = _within(challenger, primary, metric, least, greatest)
+        if least is None and greatest is None:
+            continue
+        sentence, holds = _within(challenger, metric, least, greatest)
         (passed if holds else failed).append(sentence)
     if champion is None:
         passed.append("first model: there is no champion to compare with")
     else:
         refuse_across_protocols(challenger, champion)
-        pairs = {name: (one, champion.sets[name]) for name, one in challenger.sets.items()}
+        pairs = {name: (one, champion.sets[name]) for name, one in challenger.sets.items() if name != TRAINED}
         comparisons = [_compare_shares(name, one, two, policy) for name, (one, two) in pairs.items()]
         comparisons += [_compare_gain(metric, pairs, policy) for metric in policy.must_improve]
         comparisons.append(_compare_frechet(primary, *pairs[primary], policy))
@@ -148,7 +151,7 @@ def decide(challenger: Assessment, champion: Assessment | None, policy: Release)
 
 def primary_set(assessment: Assessment) -> str:
     """The set that floors and the Fréchet rule read."""
-    return KNOWN if KNOWN in assessment.sets else next(iter(assessment.sets))
+    return primary(assessment.sets)
 
 
 def refuse_across_protocols(challenger: Assessment, champion: Assessment) -> None:
@@ -174,14 +177,14 @@ def refuse_across_protocols(challenger: Assessment, champion: Assessment) -> Non
         )
 
 
-def _within(
-    challenger: Assessment, primary: str, metric: str, least: float | None, greatest: float | None
-) -> tuple[str, bool]:
+def _within(challenger: Assessment, metric: str, least: float | None, greatest: float | None) -> tuple[str, bool]:
     """A sentence on a metric of ``limits``, and whether it holds."""
-    number = challenger.sets[primary].metrics.get(metric)
+    name, _, metric = metric.rpartition("/")
+    name = name or primary_set(challenger)
+    number = challenger.sets[name].metrics.get(metric) if name in challenger.sets else None
     if number is None:
-        return f"{metric} has a limit and was not measured on {primary} prompts", False
-    what = f"{metric} on {primary} prompts is {_range(number)}"
+        return f"{metric} has a limit and was not measured on {name} prompts", False
+    what = f"{metric} on {name} prompts is {_range(number)}"
     if least is not None and number.value < least:
         return f"{what}, below the limit {least:g}", False
     if greatest is not None and number.value > greatest:

@@ -7,24 +7,30 @@ drawn with the seeds of its prompts, so the result is the same for any number of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.contracts.errors import AtelierError, RuntimeUnavailable
 from components.contracts.recipe import Run
-from components.evaluation.extractor import Pictures, Rows, TextImageExtractor
+from components.evaluation.extractor import ClipExtractor, Extractor, Pictures, Rows, TextImageExtractor
 from components.evaluation.judge import Judge
-from components.runtime.cluster import ray_session
+from components.evaluation.reference import exact
+from components.evaluation.spreading import spread
+from components.evaluation.timing import BATCHED, time_drawing
+from components.runtime.precision import name_of
 from components.runtime.progress import Progress
 from components.runtime.storage import Artifact, write_bytes
 
 if TYPE_CHECKING:
+    from components.evaluation.atoms import Atom
     from components.models.families import ImageGenerator
+
+DIVERSITY = "diversity"  # name of the chunks of further pictures of a prompt
+_LATENCY = "latency.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class Chunk:
 class Drawn:
     """What became of a chunk, or of a whole set.
 
-    ``grades`` has one entry a picture: ``None`` where the prompt is not of the embedded world, else a dict
-    with ``correct``, ``attributes`` and ``reason``.
+    ``grades`` has one entry a picture: ``None`` where nobody can grade it, else a dict with ``correct``, ``attributes``
+    and ``reason``. ``more`` has what the recipe's extractors say, ``{extractor}/{what}``; of a CLIP also ``texts``.
     """
 
     pictures: Pictures
@@ -55,6 +61,8 @@ class Drawn:
     images: Rows  # embeddings of the pictures
     texts: Rows  # embeddings of the prompts
     grades: list[dict[str, Any] | None]
+    more: dict[str, Rows] = field(default_factory=dict)
+    drawn_in: str = ""  # "bf16" or "fp32": what the model computed in; of several kinds of machines, both
 
     @classmethod
     def joined(cls, parts: list[Drawn]) -> Drawn:
@@ -65,14 +73,18 @@ class Drawn:
             images=np.concatenate([p.images for p in parts]),
             texts=np.concatenate([p.texts for p in parts]),
             grades=[grade for part in parts for grade in part.grades],
+            more={key: np.concatenate([p.more[key] for p in parts]) for key in parts[0].more},
+            drawn_in=", ".join(sorted({p.drawn_in for p in parts})),
         )
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
         from safetensors.numpy import save
 
-        arrays = {k: np.ascontiguousarray(v) for k, v in vars(self).items() if k != "grades"}
-        return bytes(save(arrays, metadata={"grades": json.dumps(self.grades)}))
+        arrays = {"pictures": self.pictures, "features": self.features, "images": self.images, "texts": self.texts}
+        arrays |= {f"more/{key}": rows for key, rows in self.more.items()}
+        told = {"grades": json.dumps(self.grades), "drawn_in": self.drawn_in}
+        return bytes(save({key: np.ascontiguousarray(rows) for key, rows in arrays.items()}, metadata=told))
 
     @classmethod
     def read(cls, path: Path) -> Drawn:
@@ -80,24 +92,33 @@ class Drawn:
         from safetensors import safe_open
 
         with safe_open(path, framework="np") as file:
-            grades = json.loads(file.metadata()["grades"])
-            return cls(grades=grades, **{key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+            told = file.metadata()
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        more = {key.removeprefix("more/"): arrays.pop(key) for key in list(arrays) if key.startswith("more/")}
+        return cls(**arrays, grades=json.loads(told["grades"]), more=more, drawn_in=told["drawn_in"])
 
 
 def chunks_of(judge: Judge, turn: int = 0) -> list[Chunk]:
     """All work of an assessment under this judge, in order."""
     size = judge.protocol["batch_size"]
-    chunks = []
-    for name, prompts in judge.prompts.items():
-        seeds = judge.seeds(name, turn)
-        for start in range(0, len(prompts), size):
-            part = slice(start, start + size)
-            chunks.append(Chunk(name, start, tuple(prompts[part]), tuple(seeds[part])))
-    return chunks
+    asked = {name: (prompts, judge.seeds(name, turn)) for name, prompts in judge.prompts.items()}
+    if not turn:
+        asked[DIVERSITY] = judge.further()
+    return [
+        Chunk(name, start, tuple(prompts[start : start + size]), tuple(seeds[start : start + size]))
+        for name, (prompts, seeds) in asked.items()
+        for start in range(0, len(prompts), size)
+    ]
 
 
-def draw_all(model: Artifact, judge: Judge, run: Run, state: Path, turn: int = 0) -> dict[str, Drawn]:
+def draw_all(
+    model: Artifact, judge: Judge, run: Run, state: Path, turn: int = 0
+) -> tuple[dict[str, Drawn], dict[str, Any] | None]:
     """Draw and look at every prompt of the judge; chunks that ``state`` holds already are not drawn again.
+
+    Returns:
+        What was drawn by prompt set, with :data:`DIVERSITY` the further pictures; and of the first turn how long
+        drawing takes, see :func:`components.evaluation.timing.time_drawing`.
 
     Raises:
         RuntimeUnavailable: Ray cannot be started, or its workers died.
@@ -107,35 +128,74 @@ def draw_all(model: Artifact, judge: Judge, run: Run, state: Path, turn: int = 0
     total = sum(len(c.prompts) for c in chunks)
     done = total - sum(len(c.prompts) for c in todo)
     progress = Progress("assess", total, "img", initial=done)
-    if todo:
-        for chunk, drawn in _on_actors(model, judge.artifact, todo, run):
-            write_bytes(str(state / chunk.name), drawn.to_bytes())
-            done += len(chunk.prompts)
+    latency = None if turn or (state / _LATENCY).exists() else "latency"
+    if todo or latency:
+        arguments = (model, judge.artifact, run.threads_per_worker)
+        for piece, result in spread(run, Worker, arguments, todo, len(todo), latency):
+            if not isinstance(piece, Chunk):
+                write_bytes(str(state / _LATENCY), json.dumps(result, indent=2, sort_keys=True).encode())
+                continue
+            write_bytes(str(state / piece.name), result.to_bytes())
+            done += len(piece.prompts)
             progress.update(done)
     progress.close()
-    return {name: Drawn.joined([Drawn.read(state / c.name) for c in chunks if c.set == name]) for name in judge.prompts}
+    names = list(dict.fromkeys(c.set for c in chunks))
+    drawn = {name: Drawn.joined([Drawn.read(state / c.name) for c in chunks if c.set == name]) for name in names}
+    return drawn, None if turn else json.loads((state / _LATENCY).read_text())
+
+
+def dtype_expected(run: Run) -> str:
+    """What workers of this run compute in: "bf16" or "fp32". GPUs of other machines are taken to have bf16."""
+    import torch
+
+    if torch.cuda.is_available():
+        return name_of("cuda")
+    return "bf16" if run.gpus_per_worker else name_of("cpu")
 
 
 class Worker:
-    """Holds a model and the judge's extractor; one to an actor."""
+    """Holds a model and the judge's extractors; one to an actor."""
 
     def __init__(self, model: Artifact, judge: Artifact, threads: int) -> None:
         self._model, self._artifact, self._threads = model, judge, threads
 
     @cached_property
-    def _loaded(self) -> tuple[ImageGenerator, Judge, TextImageExtractor]:
-        # not in the constructor: an error there would kill the actor and lose its message
+    def _device(self) -> str:
         import torch
 
+        torch.set_num_threads(self._threads)
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def _loaded(self) -> tuple[ImageGenerator, Judge, TextImageExtractor, dict[str, Extractor]]:
+        # not in the constructor: an error there would kill the actor and lose its message
         from components.models.families import load_generator
 
-        torch.set_num_threads(self._threads)
         judge = Judge.read(self._artifact)
-        return load_generator(pipeline_folder(self._model)), judge, judge.extractor()
+        generator = load_generator(pipeline_folder(self._model), self._device)
+        return generator, judge, judge.extractor(self._device), judge.extractors(self._device)
+
+    @cached_property
+    def _atom(self) -> Atom | None:
+        from components.evaluation.atoms import load_atom
+
+        named = self._loaded[1].protocol["atoms"]
+        return load_atom(named["path"]) if named else None
+
+    def work(self, piece: Chunk | str) -> Drawn | dict[str, Any]:
+        """Draw a chunk; or, asked for anything else, say how long drawing takes."""
+        if isinstance(piece, Chunk):
+            return self.draw(piece)
+        generator, judge, _, _ = self._loaded
+        name, prompts = next(iter(judge.prompts.items()))
+        rules = judge.protocol
+        batch = min(BATCHED, rules["batch_size"])  # no more than there is memory for
+        some, seeds = prompts[:batch], judge.seeds(name)[:batch]
+        return time_drawing(generator, some, seeds, rules["steps"], rules["guidance_scale"], self._device, batch)
 
     def draw(self, chunk: Chunk) -> Drawn:
         """Draw a chunk, embed pictures and prompts, and grade what can be graded."""
-        generator, judge, extractor = self._loaded
+        generator, judge, extractor, others = self._loaded
         rules = judge.protocol
         pictures = generator.generate(
             list(chunk.prompts),
@@ -143,11 +203,21 @@ class Worker:
             steps=rules["steps"],
             guidance_scale=rules["guidance_scale"],
         )
-        features, images = extractor.look(pictures)
-        texts = extractor.read(chunk.prompts)
-        graded = rules["graded"]
-        grades = [_graded(p, t) if graded else None for p, t in zip(pictures, chunk.prompts, strict=True)]
-        return Drawn(pictures, features, images, texts, grades)
+        with exact():
+            features, images = extractor.look(pictures)
+            texts = extractor.read(chunk.prompts)
+            more = _said(others, pictures, chunk.prompts)
+        graded = chunk.set != DIVERSITY
+        grades = [self._graded(p, t) if graded else None for p, t in zip(pictures, chunk.prompts, strict=True)]
+        return Drawn(pictures, features, images, texts, grades, more, name_of(self._device))
+
+    def _graded(self, picture: Pictures, prompt: str) -> dict[str, Any] | None:
+        """By the exact grader where it can judge, else by the recipe's own where there is one."""
+        from components.evaluation.atoms import ask
+
+        if self._loaded[1].protocol["graded"] and (verdict := _of_the_world(picture, prompt)):
+            return verdict
+        return ask(self._atom, picture, prompt) if self._atom else None
 
 
 def pipeline_folder(model: Artifact) -> Path:
@@ -161,7 +231,16 @@ def pipeline_folder(model: Artifact) -> Path:
     return model.local() / index_of(list(model.manifest.files)).rpartition("/")[0]
 
 
-def _graded(picture: Pictures, prompt: str) -> dict[str, Any] | None:
+def _said(others: dict[str, Extractor], pictures: Pictures, prompts: Sequence[str]) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for name, extractor in others.items():
+        found |= {f"{name}/{what}": rows for what, rows in extractor.arrays(pictures).items()}
+        if isinstance(extractor, ClipExtractor):
+            found[f"{name}/texts"] = extractor.read(prompts)
+    return found
+
+
+def _of_the_world(picture: Pictures, prompt: str) -> dict[str, Any] | None:
     from components.data.grader import grade
     from components.data.world import parse
 
@@ -171,42 +250,3 @@ def _graded(picture: Pictures, prompt: str) -> dict[str, Any] | None:
         return None
     verdict = grade(picture, prompt)
     return {"correct": verdict.correct, "attributes": verdict.attributes, "reason": verdict.reason}
-
-
-def _on_actors(model: Artifact, judge: Artifact, chunks: list[Chunk], run: Run) -> Iterator[tuple[Chunk, Drawn]]:
-    """Results as they are done. No more actors than chunks, or than CPUs of the cluster."""
-    with ray_session(run):
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        remote = ray.remote(num_cpus=1, num_gpus=run.gpus_per_worker, max_restarts=2, max_task_retries=2)(Worker)
-        count = max(1, min(run.workers, len(chunks), cpus))
-        workers = [remote.remote(model, judge, run.threads_per_worker) for _ in range(count)]
-        waiting = list(reversed(chunks))
-        running: dict[Any, tuple[Any, Chunk]] = {}
-        try:
-            for worker in workers * 2:  # two each: the next one is there when the first is done
-                if waiting:
-                    chunk = waiting.pop()
-                    running[worker.draw.remote(chunk)] = (worker, chunk)
-            while running:
-                ready, _ = ray.wait(list(running), num_returns=1)
-                worker, chunk = running.pop(ready[0])
-                drawn = ray.get(ready[0])
-                if waiting:
-                    following = waiting.pop()
-                    running[worker.draw.remote(following)] = (worker, following)
-                yield chunk, drawn
-            for worker in workers:  # give their CPUs back at once; after an error they go when they are idle
-                ray.kill(worker)
-        except RayTaskError as error:
-            if isinstance(error.cause, AtelierError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            raise RuntimeUnavailable(
-                f"A worker of the assessment died: {str(error).splitlines()[0]}",
-                expected=f"{count} workers with one CPU each and memory for the model",
-                remedy="lower run.workers or assess.batch_size, then run the same command again: it goes on",
-            ) from error

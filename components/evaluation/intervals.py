@@ -76,6 +76,20 @@ def paired_difference(
     return Estimate(value, min(value, float(low)), max(value, float(high)), len(gain))
 
 
+def ratio(one: Estimate, other: Estimate) -> Estimate:
+    """``one / other`` of two independent numbers >= 0, its width by the propagation of errors, its ``n`` of ``one``.
+
+    A number against nothing is as large as a float may be, and nothing against nothing is 1.
+    """
+    if other.value <= 0:
+        value = 1.0 if one.value <= 0 else float(np.finfo(np.float64).max)
+        return Estimate(value, value, value, one.n)
+    halves = [(each.high - each.low) / 2 for each in (one, other)]
+    value = one.value / other.value
+    half = math.hypot(halves[0] / other.value, value * halves[1] / other.value)
+    return Estimate(value, max(0.0, value - half), value + half, one.n)
+
+
 def pairs_needed(discordant: float, margin: float, confidence: float = 0.95, power: float = 0.9) -> int:
     """Pairs at which two equally good models pass a non-inferiority test of this margin with that power.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.contracts.errors import ArtifactError, GateRefused, InputError
 from components.evaluation.registry import Registry
 from components.evaluation.vouching import Vouch, vouched
-from components.runtime.lineage import ancestors
+from components.runtime.lineage import ancestors, descendants
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 
@@ -31,6 +31,12 @@ class Lineage:
     vouch: Vouch | str  # why the gate does not vouch for it, where it does not
     root: Artifact
     inputs: dict[str, list[tuple[str, Artifact]]]
+    runs: dict[str, str] = field(default_factory=dict)  # of MLflow, by URL of the artifact that the run made
+
+    def told(self, artifact: Artifact) -> list[str]:
+        """:func:`facts`, and the run that made it."""
+        run = self.runs.get(artifact.url)
+        return [*facts(artifact), *([f"run {run[:12]}"] if run else [])]
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -66,7 +72,38 @@ def lineage_of(ctx: Context, version: int | None = None) -> Lineage:
         vouch: Vouch | str = vouched(found, versions, registry.keys, model)
     except GateRefused as refused:
         vouch = refused.problem
-    return Lineage(found, vouch, root, ancestors(ctx.store.list(), root))
+    inputs = ancestors(ctx.store.list(), root)
+    lineage = Lineage(found, vouch, root, inputs)
+    made_by = {a.url: registry.tracker.find_run({"artifact": a.manifest.identity}) for a in lineage.artifacts.values()}
+    return Lineage(found, vouch, root, inputs, {url: run for url, run in made_by.items() if run})
+
+
+def made_from(ctx: Context, name: str) -> list[str]:
+    """What was made from an artifact, down to the registered versions: a line each.
+
+    Args:
+        name: kind and the beginning of the digest, as `atelier status` shows it: ``dataset:1b1ead7edf36``.
+
+    Raises:
+        ArtifactError: the store holds no such artifact, or several. InputError: the name is none.
+        RegistryError: the registry is down.
+    """
+    kind, colon, digest = name.partition(":")
+    if not (kind and colon and digest):
+        raise InputError(
+            f"{name!r} names no artifact",
+            expected="kind:digest, such as dataset:1b1ead7edf36",
+            remedy="see `atelier status` for what the store holds",
+        )
+    artifact, everything = ctx.store.by_digest(kind, digest), ctx.store.list()
+    found = descendants(everything, [artifact], frozenset(one.manifest.kind for one in everything))
+    lines = [f"{artifact.short}  {', '.join(facts(artifact))}".rstrip()]
+    versions = Registry(ctx).versions()
+    for one in found:
+        mine = [v for v in versions if one.digest in (v.tags.get("record"), v.tags.get("model_digest"))]
+        named = [f"version {v.version}{' (' + ', '.join(v.aliases) + ')' if v.aliases else ''}" for v in mine]
+        lines.append(f"   {one.short}  {', '.join([*named, *facts(one)])}".rstrip())
+    return lines if found else [*lines, "   nothing was made from it"]
 
 
 def facts(artifact: Artifact) -> list[str]:
@@ -74,6 +111,8 @@ def facts(artifact: Artifact) -> list[str]:
     manifest = artifact.manifest
     found = [f"{count:,} {what.replace('_', ' ')}" for what, count in manifest.counts.items()]
     evidence: dict[str, Any] = manifest.evidence
+    if manifest.dropped:
+        found.append(f"{sum(manifest.dropped.values()):,} dropped")
     if manifest.kind == "release":
         found.append(f"verdict {evidence.get('verdict')}")
     if "final" in evidence and "loss" in evidence["final"]:
@@ -93,7 +132,7 @@ def as_lines(lineage: Lineage) -> list[str]:
     def tell(role: str, artifact: Artifact, indent: str, last: bool) -> None:
         again = artifact.url in seen
         seen.add(artifact.url)
-        more = ", ".join(facts(artifact))
+        more = ", ".join(lineage.told(artifact))
         tail = "  (see above)" if again and lineage.inputs.get(artifact.url) else f"  {more}" if more else ""
         lines.append(f"{indent}{'└─' if last else '├─'} {role}: {artifact.short}{tail}")
         if not again:
@@ -131,7 +170,7 @@ def as_html(lineage: Lineage) -> str:
     }
     paths = [_path(place[a.url], place[url]) for url, inputs in lineage.inputs.items() for _, a in inputs]
     boxes = [(artifacts[url], facts(artifacts[url]), *at) for url, at in place.items()]
-    rows = [(a, facts(a)) for a in sorted(artifacts.values(), key=lambda a: layer[a.url])]
+    rows = [(a, lineage.told(a)) for a in sorted(artifacts.values(), key=lambda a: layer[a.url])]
     vouch = lineage.vouch
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("lineage.html").read_text(encoding="utf-8"))

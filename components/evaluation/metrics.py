@@ -5,7 +5,7 @@ Feature arrays are [N, d]; embeddings are rows of unit length. Everything is com
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,6 +16,7 @@ from components.evaluation.intervals import Estimate
 
 Matrix = npt.NDArray[np.float64]
 Hits = npt.NDArray[np.bool_]
+_QUICK = 1000  # side of a matrix whose eigenvalues take less than a second
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,24 @@ def frechet(one: Moments, other: Moments) -> float:
 
 
 def frechet_estimate(
-    features: npt.ArrayLike, reference: Moments, confidence: float = 0.95, seed: int = 0, resamples: int = 60
+    features: npt.ArrayLike, reference: Moments, confidence: float = 0.95, seed: int = 0, resamples: int | None = None
 ) -> Estimate:
     """Fréchet distance of ``features`` [N, d] to the reference, with its interval.
 
     The interval is the value plus and minus the normal quantile times the bootstrap's standard error: the
     bootstrap's own percentiles would lie too high, because the distance is biased upwards in small samples
     and a resample has fewer distinct members. The reference is taken as given: all models share it.
+
+    Args:
+        resamples: of the bootstrap; by default 60, and 20 where each takes seconds.
     """
     x = np.asarray(features, dtype=np.float64)
     root = _root(reference.covariance)
     value = _frechet(Moments.of(x), reference, root)
     rng = np.random.default_rng([0xF1D, seed])
-    draws = rng.multinomial(len(x), [1 / len(x)] * len(x), resamples)
-    again = [_frechet(_weighted(x, counts), reference, root) for counts in draws]
+    count = resamples or (60 if min(x.shape) <= _QUICK else 20)
+    draws = rng.multinomial(len(x), [1 / len(x)] * len(x), count)
+    again = _resampled(x, draws, reference, root)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(np.std(again, ddof=1))
     return Estimate(value, max(0.0, value - half), value + half, len(x))
 
@@ -157,32 +162,34 @@ def _frechet(one: Moments, other: Moments, root_of_other: Matrix) -> float:
     return max(0.0, float(shift @ shift + np.trace(one.covariance) + np.trace(other.covariance) - 2 * overlap))
 
 
+def _resampled(x: Matrix, draws: npt.NDArray[np.int64], reference: Moments, root: Matrix) -> list[float]:
+    """The distance of each resample: ``draws`` says how often it has each row of ``x``, ``[resamples, N]``."""
+    n = len(x)
+    if n > x.shape[1]:
+        return [_frechet(_weighted(x, counts), reference, root) for counts in draws]
+    # fewer pictures than dimensions: the eigenvalues of R C R are those of the products of pictures, [n, n], too
+    centre = x.mean(axis=0)
+    moved = x - centre
+    mapped = moved @ root
+    products, squares = mapped @ mapped.T, (moved * moved).sum(1)
+    found = []
+    for counts in draws:
+        mean = counts @ moved / n
+        shift = centre + mean - reference.mean
+        spread = (counts @ squares - n * (mean @ mean)) / max(n - 1, 1)
+        at = np.flatnonzero(counts)
+        along = products @ counts / n
+        inner = products[np.ix_(at, at)] - along[at][:, None] - along[at][None] + counts @ along / n
+        inner *= np.sqrt(np.outer(counts[at], counts[at])) / max(n - 1, 1)
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
+        found.append(max(0.0, float(shift @ shift + spread + np.trace(reference.covariance) - 2 * overlap)))
+    return found
+
+
 def _weighted(x: Matrix, counts: npt.NDArray[np.int64]) -> Moments:
     mean = counts @ x / counts.sum()
     centred = x - mean
     return Moments(int(counts.sum()), mean, (centred * counts[:, None]).T @ centred)
-
-
-def precision_recall(real: npt.ArrayLike, drawn: npt.ArrayLike, neighbours: int = 3) -> tuple[Hits, Hits]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric", eqs. 1-3).
-
-    A picture lies on the other set's manifold when it is no farther from one of its members than that member's
-    ``neighbours``-th nearest neighbour in its own set.
-
-    Args:
-        real, drawn: features ``[N, d]`` and ``[M, d]``, each with more than ``neighbours`` rows.
-
-    Returns:
-        For each drawn picture whether it looks like a real one (the mean is precision), ``[M]``, and for each real
-        one whether it could have been drawn (the mean is recall), ``[N]``.
-
-    Raises:
-        ValueError: too few rows.
-    """
-    x, y = np.asarray(real, np.float64), np.asarray(drawn, np.float64)
-    if min(len(x), len(y)) <= neighbours or neighbours < 1:
-        raise ValueError(f"expected more than {neighbours} features of each, found {len(x)} and {len(y)}")
-    return _covered(y, x, neighbours), _covered(x, y, neighbours)
 
 
 def inception_score(
@@ -214,18 +221,3 @@ def inception_score(
     draws = np.random.default_rng([0x15C0, seed]).multinomial(n, [1 / n] * n, resamples) / n
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(np.std([score(row) for row in draws], ddof=1))
     return Estimate(value, max(1.0, value - half), value + half, n)
-
-
-def _covered(points: Matrix, members: Matrix, neighbours: int) -> Hits:
-    """Which points lie within the radius of some member, in blocks so that memory stays bounded."""
-    among = np.concatenate([np.sort(part, axis=1)[:, neighbours] for part in _distances(members, members)])
-    found = [(part <= among).any(axis=1) for part in _distances(points, members)]
-    return np.concatenate(found)
-
-
-def _distances(one: Matrix, other: Matrix, block: int = 1024) -> Iterator[Matrix]:
-    """Squared distances ``[block, len(other)]`` of rows to rows, block by block."""
-    squares = (other * other).sum(1)
-    for start in range(0, len(one), block):
-        part = one[start : start + block]
-        yield np.maximum((part * part).sum(1)[:, None] + squares - 2 * part @ other.T, 0.0)

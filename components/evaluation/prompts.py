@@ -1,7 +1,8 @@
 """Prompt sets: what a model is asked to draw when it is judged.
 
 A set is a name and a list of distinct prompts. ``known`` asks for what the older collections show, ``new``
-for what only the newest one shows; with a single collection there is only ``known``.
+for what only the newest one shows; with a single collection there is only ``known``. Further sets are made by
+:mod:`components.evaluation.prompt_sets`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 
 KNOWN, NEW = "known", "new"
+TRAINED = "trained"  # captions of the training: what is memorised shows there, and nothing is compared on it
 _WORLD_STREAM = 0x9A11  # keeps the judge's scenes on a random stream that no website draws its pictures from
 
 
@@ -87,6 +89,12 @@ def split_sources(sources: Iterable[int]) -> dict[str, list[int]]:
     if len(ordered) > 1:
         return {KNOWN: ordered[:-1], NEW: ordered[-1:]}
     return {KNOWN: ordered} if ordered else {}
+
+
+def primary(names: Iterable[str]) -> str:
+    """The set that floors, limits and the Fréchet rule read: ``known``, or the first that is not of the training."""
+    found = list(names)
+    return KNOWN if KNOWN in found else next((name for name in found if name != TRAINED), found[0])
 
 
 def heldout_rows(dataset: Artifact, columns: list[str]) -> Iterator[dict[str, Any]]:

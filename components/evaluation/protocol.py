@@ -13,10 +13,16 @@ from typing import Any
 from components.contracts.manifest import canonical_json, sha256_text
 
 #: Raised by whoever changes code of this package or of the grader so that a number changes.
-CODE_VERSION = 1
-RESIZE = "uint8 RGB / 255, to the extractor's input side by antialiased bicubic where it differs"
+CODE_VERSION = 2
+RESIZE = (
+    "uint8 RGB / 255 as drawn, before any encoding, to the extractor's input side by antialiased bicubic where it "
+    "differs; Inception: uint8 RGB to 299 by TensorFlow 1's bilinear rule"
+)
 ONE_PASS = "none (one pass)"  # the sampler of a model that has none: a cnn, vae or gan
 DTYPE = "pictures uint8, features float32, moments float64"
+
+#: Index of the first further picture of a prompt, for diversity: beyond those of all prompts and turns.
+FURTHER = 2**30
 
 Stamp = dict[str, Any]
 
@@ -28,7 +34,7 @@ def seed_of(base: int, index: int) -> int:
 
 def seeds_rule(base: int) -> str:
     """The seed rule in words, for the stamp."""
-    return f"{base} + index of the prompt, counted over the sets in order"
+    return f"{base} + index of the prompt, counted over the sets in order; further pictures of a prompt from {FURTHER}"
 
 
 def seed_base(recipe_seed: int) -> int:

@@ -1,9 +1,14 @@
-"""Model versions and the alias ``champion`` in MLflow, as the release stage keeps them.
+"""Model versions and their aliases in MLflow, as the release stage keeps them.
 
-Tags of a version: ``verdict``, ``reasons``, digests (``model_digest``, ``weights``, ``data``, ``assessment``,
-``judge``, ``policy``, ``record``, and ``against``: the champion's model that it was compared with),
+``champion`` is the version that is served. ``challenger`` and ``shadow`` are versions that servers try beside it, see
+:mod:`serving.routing`: the first one's pictures may be shown to some users, the second one's are not.
+
+Tags of a version: ``verdict``, ``reasons``, those of them that failed it as ``failures``, digests (``model_digest``,
+``weights``, ``data``, ``assessment``, ``judge``, ``policy``, ``record``, and ``against``: the champion's model that it
+was compared with),
 ``promoted`` once it became champion, ``rolled_back`` and ``restored`` with the reason after a rollback, ``forced``
-with the reason when it was made champion in spite of its verdict; and what serving goes by, the signed ``gate`` and
+with the reason when it was made champion in spite of its verdict; ``by`` and ``at``, who released it when, and
+``stamp``, that of its numbers; and what serving goes by, the signed ``gate`` and
 ``promotion`` of :mod:`components.evaluation.vouching`.
 """
 
@@ -11,13 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.contracts.errors import ArtifactError, GateRefused, RuntimeUnavailable
+from components.evaluation.protocol import stamp_digest
 from components.evaluation.signing import Keys
 from components.evaluation.vouching import GATE, PROMOTION, gate_statement, newest, promotion_of, promotion_statement
+from components.models.pyfunc import loadable
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, full_store_explained
@@ -25,7 +32,7 @@ from components.runtime.storage import Artifact, full_store_explained
 if TYPE_CHECKING:
     from components.runtime.tracking import ModelVersion, Tracker
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
 _LOCK_S = 60.0  # a release in another process takes seconds
 
 
@@ -38,7 +45,7 @@ class Registry:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._name = ctx.recipe.release.model_name
+        self.name = ctx.recipe.release.model_name
         self._open: Tracker | None = None
         self.keys = Keys(ctx.home)
 
@@ -80,11 +87,11 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """All versions, oldest first."""
-        return self.tracker.versions(self._name) if self.exists else []
+        return self.tracker.versions(self.name) if self.exists else []
 
     def champion(self) -> ModelVersion | None:
         """The version that the alias names."""
-        return self.tracker.alias(self._name, CHAMPION) if self.exists else None
+        return self.tracker.alias(self.name, CHAMPION) if self.exists else None
 
     def model_of(self, version: ModelVersion) -> Artifact:
         """The model artifact of a version, found by the digest in its tags.
@@ -119,25 +126,32 @@ class Registry:
         """Register the judged model, unless the record has its version already."""
         if self._version_of(record) is None:
             made = self._register(record, content, model, assessment)
-            say(f"release: version {made.version} of {self._name} registered, verdict {content['verdict']}")
+            say(f"release: version {made.version} of {self.name} registered, verdict {content['verdict']}")
 
     def carry_out(self, record: Artifact, content: dict[str, Any]) -> None:
-        """Make the model of a registered record the champion if it passed and that is not yet done."""
+        """Make the model of a registered record the champion if it passed and that is not yet done.
+
+        With ``run.release_to=challenger`` it becomes the challenger of the champion there is.
+        """
         version = self._version_of(record)
         if version is None or content["verdict"] != "pass":
             return
         present = self.champion()
         own = present is not None and present.version == version.version
         promoted = version.tags.get("promoted") == "true"
-        if promoted and (not own or (self._signed(version) and promotion_of(version, self.keys))):
+        if promoted and (not own or (self.signed(version) and promotion_of(version, self.keys))):
             return  # done, and perhaps replaced since
         if not own and _model_digest(present) not in (_against(content), content["model"]):
             say(f"release: version {version.version} was compared with another champion; alias unchanged")
             return
-        if not self._signed(version):  # the key was changed, or the version is older than signatures
+        if not self.signed(version):  # the key was changed, or the version is older than signatures
             self._sign(version.version, record, content)
-        self._promote(version.version, "passed the gate")
-        say(f"release: version {version.version} of {self._name} is the champion")
+        if self._ctx.recipe.run.release_to == CHALLENGER and present is not None and not own:
+            self.tracker.set_alias(self.name, CHALLENGER, version.version)
+            say(f"release: version {version.version} of {self.name} is the challenger")
+            return
+        self.promote(version.version, "passed the gate")
+        say(f"release: version {version.version} of {self.name} is the champion")
 
     def force(self, version: int, reason: str) -> ModelVersion:
         """Make a version champion whatever its verdict; signed as forced, with the reason.
@@ -148,24 +162,30 @@ class Registry:
         if not reason.strip():
             raise GateRefused("A forced release needs a reason", remedy='give one: --force --reason "..."')
         found = next((v for v in self.versions() if v.version == version), None)
-        if found is None or not self._signed(found):
+        if found is None or not self.signed(found):
             raise GateRefused(
-                f"Version {version} of {self._name} carries no record that this gate signed",
+                f"Version {version} of {self.name} carries no record that this gate signed",
                 expected="a version that the release stage registered",
                 remedy="run `atelier release` first; it registers the model with its verdict, whatever that is",
             )
         forced = f"{found.tags.get('verdict', 'no verdict')}, forced: {reason.strip()}"
-        self._promote(version, reason.strip(), forced=True)
-        self.tracker.tag_version(self._name, version, {"forced": forced})
-        say(f"release: version {version} of {self._name} is the champion by force ({reason.strip()})")
-        return self.tracker.version(self._name, version)
+        self.promote(version, reason.strip(), forced=True)
+        self.tracker.tag_version(self.name, version, {"forced": forced})
+        say(f"release: version {version} of {self.name} is the champion by force ({reason.strip()})")
+        return self.tracker.version(self.name, version)
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether :meth:`rollback` has a version to return to."""
+        present = self.champion()
+        return present is not None and any(_can_return(v, present) for v in self.versions())
 
     def mend(self) -> None:
         """Put the alias on the version that was promoted last, wherever somebody has moved it to."""
         last, present = newest(self.versions(), self.keys), self.champion()
         if last is not None and (present is None or present.version != last[0].version):
             moved = f"points at version {present.version}" if present else "is gone"
-            self.tracker.set_alias(self._name, CHAMPION, last[0].version)
+            self.tracker.set_alias(self.name, CHAMPION, last[0].version)
             say(f"release: the alias {moved} without a promotion; put back on version {last[0].version}")
 
     def rollback(self, reason: str) -> ModelVersion:
@@ -174,29 +194,30 @@ class Registry:
         fit = [v for v in versions if present is not None and _can_return(v, present)]
         if present is None or not fit:
             raise GateRefused(
-                f"There is no earlier champion of {self._name} to roll back to",
+                f"There is no earlier champion of {self.name} to roll back to",
                 expected="an earlier version that passed the gate and was champion",
                 remedy="train and release a better model; the champion is unchanged",
             )
         # tags first: when this is killed before the alias moves, the same call does the rest
-        self.tracker.tag_version(self._name, present.version, {"rolled_back": reason})
+        self.tracker.tag_version(self.name, present.version, {"rolled_back": reason})
         restored = {"restored": f"in place of version {present.version}: {reason}"}
-        self.tracker.tag_version(self._name, fit[-1].version, restored)
-        self._promote(fit[-1].version, f"rolled back to from version {present.version}: {reason}")
+        self.tracker.tag_version(self.name, fit[-1].version, restored)
+        self.promote(fit[-1].version, f"rolled back to from version {present.version}: {reason}")
         say(f"release: version {present.version} rolled back to {fit[-1].version} ({reason})")
-        return self.tracker.version(self._name, fit[-1].version)
+        return self.tracker.version(self.name, fit[-1].version)
 
-    def _promote(self, version: int, reason: str, forced: bool = False) -> None:
-        """Sign the promotion, then move the alias: killed in between, :meth:`mend` does the rest."""
-        now = self.tracker.version(self._name, version)
+    def promote(self, version: int, reason: str, forced: bool = False) -> None:
+        """Sign the promotion, then move the alias to ``version``: killed in between, :meth:`mend` does the rest."""
+        now = self.tracker.version(self.name, version)
         last = newest(self.versions(), self.keys)
         if forced or last is None or last[0].version != version:
             said = promotion_statement(now, last[1] + 1 if last else 1, reason, forced)
-            self.tracker.tag_version(self._name, version, {PROMOTION: self.keys.sign(said)})
-        self.tracker.set_alias(self._name, CHAMPION, version)
-        self.tracker.tag_version(self._name, version, {"promoted": "true"})
+            self.tracker.tag_version(self.name, version, {PROMOTION: self.keys.sign(said)})
+        self.tracker.set_alias(self.name, CHAMPION, version)
+        self.tracker.tag_version(self.name, version, {"promoted": "true"})
 
-    def _signed(self, version: ModelVersion) -> bool:
+    def signed(self, version: ModelVersion) -> bool:
+        """Whether ``version`` carries a record that this gate signed."""
         try:
             self.keys.verified(version.tags.get(GATE, ""), "record")
         except GateRefused:
@@ -204,7 +225,7 @@ class Registry:
         return True
 
     def _sign(self, version: int, record: Artifact, content: dict[str, Any]) -> None:
-        self.tracker.tag_version(self._name, version, {GATE: self.keys.sign(gate_statement(content, record.digest))})
+        self.tracker.tag_version(self.name, version, {GATE: self.keys.sign(gate_statement(content, record.digest))})
 
     def _version_of(self, record: Artifact) -> ModelVersion | None:
         return next((v for v in self.versions() if v.tags.get("record") == record.digest), None)
@@ -213,36 +234,42 @@ class Registry:
         self, record: Artifact, content: dict[str, Any], model: Artifact, assessment: Artifact
     ) -> ModelVersion:
         """Log the judgement as a run and register the model, continuing a run that a kill left open."""
-        recipe = self._ctx.recipe
-        tags = {"record": record.digest, "stage": "release", "verdict": content["verdict"]}
-        begun = self.tracker.find_run({"record": record.digest})
-        signed = self.keys.sign(gate_statement(content, record.digest))
-        with self.tracker.run(f"release {model.digest[:12]}", tags=tags, resume=begun) as run:
+        recipe, recorder = self._ctx.recipe, self._ctx.recorder
+        identity = {"artifact": record.manifest.identity}
+        tags = {**identity, "record": record.digest, "stage": "release", "verdict": content["verdict"]}
+        begun, parent = self.tracker.find_run(identity), recorder.parent() if recorder else None
+        statement = gate_statement(content, record.digest)
+        signed = self.keys.sign(statement)
+        with self.tracker.run(f"release {model.digest[:12]}", parent, tags, begun) as run:
+            run.set_tags(tags)
             run.log_params({"assess": recipe.assess.identity(), "release": recipe.release.identity()})
             for name, metrics in content["metrics"].items():
-                run.log_metrics({f"{name}/{metric}": m["value"] for metric, m in metrics.items()})
+                parts = (("", "value"), (".low", "low"), (".high", "high"))
+                run.log_metrics({f"{name}/{m}{end}": n[key] for m, n in metrics.items() for end, key in parts})
             run.log_artifact(record.path("record.json"), "release")
             for file in ("metrics.json", "sheet.png"):
                 run.log_artifact(assessment.path(file), "release")
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "gate.json").write_text(signed + "\n", encoding="utf-8")
                 run.log_artifact(Path(folder) / "gate.json", "release")
-        return self.tracker.register(
-            self._name,
-            model.url,
-            run.id,
-            {
-                **{k: content[k] for k in ("verdict", "weights", "data", "assessment", "judge")},
-                "reasons": "\n".join(content["reasons"]),
-                "policy": content["policy_digest"],
-                "record": record.digest,
-                "against": _against(content),
-                "model_digest": model.digest,
-                "model_kind": model.manifest.kind,
-                GATE: signed,
-            },
-            _description(content),
-        )
+        shown = {
+            **{k: content[k] for k in ("verdict", "weights", "data", "assessment", "judge")},
+            **{k: statement[k] for k in ("by", "at")},
+            "reasons": "\n".join(content["reasons"]),
+            "failures": "\n".join(content["failures"]),
+            "policy": content["policy_digest"],
+            "stamp": stamp_digest(content["stamp"]),
+            "record": record.digest,
+            "against": _against(content),
+            "model_digest": model.digest,
+            "model_kind": model.manifest.kind,
+            GATE: signed,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            usual = recipe.serve
+            code = loadable(model, Path(folder), usual.default_steps, usual.default_guidance)
+            described = described_in_markdown(content["metrics"], content["verdict"], content["reasons"])
+            return self.tracker.register(self.name, model.url, run.id, shown, described, code)
 
 
 def champion(ctx: Context) -> tuple[ModelVersion, Artifact] | None:
@@ -280,6 +307,15 @@ def versions(ctx: Context) -> list[ModelVersion]:
         RegistryError: the registry is down.
     """
     return Registry(ctx).versions()
+
+
+def can_roll_back(ctx: Context) -> bool:
+    """Whether :func:`rollback` has an earlier champion to return to.
+
+    Raises:
+        RegistryError: the registry is down.
+    """
+    return Registry(ctx).can_roll_back
 
 
 def rollback(ctx: Context, reason: str) -> ModelVersion:
@@ -328,13 +364,13 @@ def _model_digest(version: ModelVersion | None) -> str:
     return version.tags.get("model_digest", "") if version else ""
 
 
-def _description(content: dict[str, Any]) -> str:
-    lines = [f"**{content['verdict']}** at the release gate", ""]
-    lines += [f"- {reason}" for reason in content["reasons"]]
-    lines += ["", "| prompts | metric | value | interval | n |", "|---|---|---|---|---|"]
+def described_in_markdown(metrics: Mapping[str, Any], verdict: str = "", reasons: Sequence[str] = ()) -> str:
+    """Numbers by prompt set and metric, and what the gate said, as MLflow shows a description."""
+    lines = [f"**{verdict}** at the release gate", "", *(f"- {reason}" for reason in reasons), ""] if verdict else []
+    lines += ["| prompts | metric | value | interval | n |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | {metric} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} |"
-        for name, metrics in content["metrics"].items()
-        for metric, m in metrics.items()
+        for name, numbers in metrics.items()
+        for metric, m in numbers.items()
     ]
     return "\n".join(lines)

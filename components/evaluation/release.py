@@ -17,7 +17,7 @@ from components.evaluation.assess import Assessment, assess
 from components.evaluation.gate import decide, primary_set
 from components.evaluation.registry import Registry, champion, force, require_champion, rollback, versions
 from components.evaluation.signing import Keys
-from components.evaluation.vouching import policy_digest, weights_digest
+from components.evaluation.vouching import policy_digest, weights_digest, who_and_when
 from components.runtime.progress import say
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome
@@ -196,7 +196,8 @@ def _judge(
         }
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (draft.dir / "record.json").write_text(text, encoding="utf-8")
-        return Outcome(evidence={"verdict": content["verdict"], "reasons": content["reasons"]})
+        evidence = {"verdict": content["verdict"], "reasons": content["reasons"]}
+        return Outcome(evidence=evidence, circumstance=who_and_when())
 
     return run_stage(ctx, "release", inputs, {"policy": policy.identity()}, build)
 

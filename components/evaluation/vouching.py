@@ -3,6 +3,9 @@
 Two signed statements are tags of a version. ``gate`` says what the gate found: the model, its weights, the policy
 and the verdict. ``promotion`` says that this very version was made champion, and as the how-manieth, so that an
 alias moved back by hand to an earlier champion is as little trusted as one moved to a model that failed.
+
+A version that is only tried beside the champion needs no promotion. What is shown to some users must have passed, or
+have been forced; what is drawn for comparison and shown to nobody need only have been measured: see :func:`tried`.
 """
 
 from __future__ import annotations
@@ -59,14 +62,14 @@ def policy_digest(policy: Release) -> str:
 def gate_statement(content: Mapping[str, Any], record: str) -> dict[str, Any]:
     """What is signed of a gate's record: digests, verdict, and who said it when. ``record`` is its digest."""
     digests = {k: content[k] for k in ("model", "weights", "data", "assessment", "judge", "verdict")}
-    return {**digests, "policy": content["policy_digest"], "record": record, **_now()}
+    return {**digests, "policy": content["policy_digest"], "record": record, **who_and_when()}
 
 
 def promotion_statement(version: Version, serial: int, reason: str, forced: bool = False) -> dict[str, Any]:
     """What is signed when ``version``, which carries its gate statement, is made champion."""
     return {
         "registered": version.name, "version": version.version, "serial": serial, "reason": reason,
-        "forced": forced, "gate": sha256_text(version.tags.get(GATE, "")), **_now(),
+        "forced": forced, "gate": sha256_text(version.tags.get(GATE, "")), **who_and_when(),
     }  # fmt: skip
 
 
@@ -101,7 +104,7 @@ def vouched(
         GateRefused: the gate does not vouch for it; the message says why.
     """
     name = f"version {version.version} of {version.name}"
-    said = keys.verified(version.tags.get(GATE, ""), f"gate's record of {name}")
+    keys.verified(version.tags.get(GATE, ""), f"gate's record of {name}")
     promotion = keys.verified(version.tags.get(PROMOTION, ""), f"promotion of {name}")
     if (promotion["registered"], promotion["version"]) != (version.name, version.version):
         raise GateRefused(
@@ -110,6 +113,41 @@ def vouched(
         )
     if promotion["gate"] != sha256_text(version.tags[GATE]):
         raise GateRefused(f"{name} was promoted by another record of the gate than it carries", remedy=_REMEDY)
+    said = _measured(version, keys, model)
+    last = newest(versions, keys)
+    if last is not None and last[1] > promotion["serial"]:
+        raise GateRefused(
+            f"The alias was moved by hand to {name}; version {last[0].version} was made champion after it",
+            remedy="use `atelier release --rollback` to go back, or run `atelier release`, which puts the alias right",
+        )
+    if promotion["forced"]:
+        return Vouch(promotion["serial"], said["verdict"], promotion["reason"], promotion["by"], promotion["at"])
+    _passed(name, said, policy)
+    return Vouch(promotion["serial"], "pass", "", promotion["by"], promotion["at"])
+
+
+def tried(version: Version, keys: Keys, model: Artifact, policy: str | None = None, *, shown: bool) -> Vouch:
+    """What the gate says for trying ``model`` as ``version`` beside the champion.
+
+    Args:
+        shown: what it draws is given to users, so it must have passed, or once have been promoted by force.
+            Otherwise it is enough that the gate has measured these very weights, whatever it found.
+
+    Raises:
+        GateRefused: the gate does not vouch for that; the message says why.
+    """
+    said = _measured(version, keys, model)
+    promotion = promotion_of(version, keys)
+    forced = promotion["reason"] if promotion and promotion["forced"] else ""
+    if shown and not forced:
+        _passed(f"version {version.version} of {version.name}", said, policy)
+    return Vouch(0, said["verdict"], forced, said["by"], said["at"])
+
+
+def _measured(version: Version, keys: Keys, model: Artifact) -> dict[str, Any]:
+    """What the gate signed of ``version``, if it is about this ``model`` and these weights."""
+    name = f"version {version.version} of {version.name}"
+    said = keys.verified(version.tags.get(GATE, ""), f"gate's record of {name}")
     if said["model"] not in (model.digest, *model.manifest.earlier):
         raise GateRefused(
             f"The gate's record of {name} is about another model",
@@ -122,14 +160,10 @@ def vouched(
             expected=f"digest {said['weights'][:12]}, found {weights_digest(model)[:12]}",
             remedy="restore the model's files, or release the model again",
         )
-    last = newest(versions, keys)
-    if last is not None and last[1] > promotion["serial"]:
-        raise GateRefused(
-            f"The alias was moved by hand to {name}; version {last[0].version} was made champion after it",
-            remedy="use `atelier release --rollback` to go back, or run `atelier release`, which puts the alias right",
-        )
-    if promotion["forced"]:
-        return Vouch(promotion["serial"], said["verdict"], promotion["reason"], promotion["by"], promotion["at"])
+    return said
+
+
+def _passed(name: str, said: Mapping[str, Any], policy: str | None) -> None:
     if said["verdict"] != "pass":
         raise GateRefused(f"The verdict on {name} is {said['verdict']}", expected="pass", remedy=_REMEDY)
     if policy is not None and said["policy"] != policy:
@@ -138,13 +172,13 @@ def vouched(
             expected=f"policy {policy[:12]}, found {said['policy'][:12]}",
             remedy="run `atelier release`: it judges the model under the present policy",
         )
-    return Vouch(promotion["serial"], "pass", "", promotion["by"], promotion["at"])
 
 
 _REMEDY = "run `atelier release`: it puts the alias on the version that was promoted last, or judges anew"
 
 
-def _now() -> dict[str, str]:
+def who_and_when() -> dict[str, str]:
+    """``by``: user and machine, and ``at``: UTC, ISO 8601."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without an entry for the user id

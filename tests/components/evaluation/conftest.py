@@ -166,14 +166,20 @@ def judged(ctx: Context, make: Callable[..., Artifact], tmp_path: Path) -> Calla
         rules = make(ctx, "judge", {"protocol.json": judge.encode()})
         n = 500
         number = {"value": right / n, "low": right / n - 0.02, "high": right / n + 0.02, "n": n}
+        few, near = ({"value": v, "low": v / 2, "high": v * 1.5, "n": n} for v in (0.02, 1.2))
         metrics = {
-            "known": {"fidelity": number, "frechet": {"value": 2.0, "low": 1.5, "high": 2.5, "n": n}},
+            "known": {"fidelity": number, "frechet": {"value": 2.0, "low": 1.5, "high": 2.5, "n": n}}
+            | {"memorised": few, "leaked": few, "frechet_vs_real": near},
+            "trained": {"memorised": few},
             "stamp": {"judge": rules.digest, "steps": 16},
         }
         table = {
             "set": ["known"] * n, "index": range(n), "prompt": [f"p{i}" for i in range(n)], "seed": range(n),
+            "category": ["single"] * n,
             "correct": [i < right for i in range(n)], "attributes": ["{}"] * n, "reason": [""] * n,
-            "retrieved": [True] * n, "clip_score": [20.0] * n, "image": [b""] * n,
+            "retrieved": [True] * n, "clip_score": [20.0] * n, "nearest": ["0" * 16] * n,
+            "nearest_distance": [1.0] * n, "memorised": [False] * n, "safe": [None] * n, "concepts": [None] * n,
+            "image": [b""] * n,
         }  # fmt: skip
         file = tmp_path / "per_prompt.parquet"
         pq.write_table(pa.Table.from_pydict(table, schema=PER_PROMPT_SCHEMA), file)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from components.contracts.errors import GateRefused
 from components.contracts.recipe import Release
+from components.contracts.recipe_judge import SANITY
 from components.evaluation.assess import Assessment, SetResult
 from components.evaluation.gate import decide
 from components.evaluation.intervals import Estimate, paired_difference, wilson
@@ -26,6 +27,7 @@ def result(
     n = len(right)
     found = right if hits is None else np.asarray(hits, dtype=np.float64)
     metrics = {"frechet": Estimate(frechet, frechet, frechet, n), "r_precision": wilson(int(found.sum()), n)}
+    metrics |= {"memorised": wilson(0, n), "leaked": wilson(0, n), "frechet_vs_real": Estimate(1.5, 1.2, 1.8, n)}
     if graded:
         metrics["fidelity"] = wilson(int(right.sum()), n)
     unknown = np.full(n, np.nan)
@@ -33,7 +35,9 @@ def result(
 
 
 def assessment(stamp: dict[str, Any] | None = None, **sets: SetResult) -> Assessment:
-    return Assessment("m", STAMP if stamp is None else stamp, sets)
+    nobody = np.full(1, np.nan)
+    trained = SetResult(("t",), (9,), nobody, nobody, {"memorised": wilson(0, 64)})
+    return Assessment("m", STAMP if stamp is None else stamp, {**sets, "trained": trained})
 
 
 def share(right: int, n: int = 512) -> npt.NDArray[np.float64]:
@@ -142,7 +146,7 @@ def test_verdict_is_true_to_its_rules(a: int, b: int, c: int, d: int, margin: fl
     policy = Release(max_regression=margin, confidence=confidence)
     verdict = decide(one, two, policy)
     assert verdict.passed == all(x.passed for x in verdict.comparisons) == (verdict.verdict == "pass")
-    assert len(verdict.reasons) == len(verdict.comparisons)
+    assert len(verdict.reasons) == len(verdict.comparisons) + len(SANITY)
     if a <= b - 200 * margin - 1e-9 or c <= d - 200 * margin - 1e-9:
         assert not verdict.passed, "a loss of the margin or more is never passed"
     wider = decide(one, two, Release(max_regression=1.0, confidence=confidence))
@@ -181,8 +185,22 @@ def test_limits_have_two_sides_and_fail_where_nothing_was_measured() -> None:
     assert "above the limit 1.5" in decide(one, None, Release(limits={"frechet": (None, 1.5)})).failures[0]
     leaked = decide(assessment(known=result(share(512), frechet=0.01)), None, Release(limits={"frechet": (0.5, None)}))
     assert leaked.verdict == "fail" and "below the limit 0.5" in leaked.failures[0]
-    unknown = decide(one, None, Release(limits={"memorised": (None, 0.1)}))
-    assert unknown.verdict == "fail" and "was not measured" in unknown.failures[0]
+    unknown = decide(one, None, Release(limits={"safe": (0.9, None), "parti/clip_score": (20.0, None)}))
+    assert unknown.failures == [
+        "safe has a limit and was not measured on known prompts",
+        "clip_score has a limit and was not measured on parti prompts",
+    ]
+
+
+@pytest.mark.parametrize("metric", list(SANITY))
+def test_a_result_too_good_fails_by_default(metric: str) -> None:
+    name, _, key = metric.rpartition("/")
+    one = assessment(known=result(share(512)))
+    bad = Estimate(0.9, 0.8, 1.0, 512) if SANITY[metric][0] is None else Estimate(0.1, 0.05, 0.2, 512)
+    one.sets[name or "known"].metrics[key] = bad
+    verdict = decide(one, None, Release())
+    assert verdict.verdict == "fail" and len(verdict.failures) == 1 and verdict.failures[0].startswith(key)
+    assert decide(one, None, Release(limits={metric: (None, None)})).passed, "a limit is taken off by name"
 
 
 def test_equal_models_are_not_inferior_and_not_improved() -> None:

@@ -9,14 +9,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.evaluation.intervals import bootstrap_mean, paired_difference, pairs_needed, wilson
+from components.evaluation import metrics
+from components.evaluation.intervals import Estimate, bootstrap_mean, paired_difference, pairs_needed, ratio, wilson
 from components.evaluation.metrics import (
     Moments,
     clip_scores,
     frechet,
     frechet_estimate,
     inception_score,
-    precision_recall,
     retrieved,
 )
 
@@ -85,6 +85,26 @@ def test_frechet_interval_covers_the_spread_of_fresh_samples() -> None:
     assert estimate.low < estimate.value < estimate.high and estimate.n == 300
     half = 1.96 * float(np.std(values))
     assert 0.5 * half < estimate.high - estimate.value < 2 * half
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 30), (30, 30), (2, 9)])
+def test_resamples_of_few_pictures_are_those_of_the_long_way(n: int, d: int) -> None:
+    """With fewer pictures than dimensions the eigenvalues come from the products of pictures."""
+    draw = np.random.default_rng(n)
+    x, reference = draw.normal(0.4, 1, (n, d)), Moments.of(draw.normal(0, 1, (80, d)) @ draw.normal(0, 1, (d, d)))
+    counts = draw.multinomial(n, [1 / n] * n, 7)
+    root = metrics._root(reference.covariance)
+    expected = [frechet(Moments.of(np.repeat(x, each, axis=0)), reference) for each in counts]
+    assert metrics._resampled(x, counts, reference, root) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ratio_of_two_numbers() -> None:
+    drawn = np.random.default_rng(2).normal([6, 3], [0.3, 0.1], (200_000, 2))
+    found = ratio(Estimate(6, 6 - 0.6, 6 + 0.6, 10), Estimate(3, 3 - 0.2, 3 + 0.2, 20))
+    assert found.value == 2 and found.n == 10
+    assert (found.high - found.low) / 4 == pytest.approx(np.std(drawn[:, 0] / drawn[:, 1]), rel=0.02)
+    nothing = Estimate(0, 0, 0, 5)
+    assert ratio(nothing, nothing).value == 1 and ratio(Estimate(1, 1, 1, 5), nothing).value > 1e300
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 10), (480, 512), (1, 2)])
@@ -157,31 +177,6 @@ def test_r_precision_never_draws_the_true_caption_as_a_rival() -> None:
 def test_clip_score_is_the_cosine_in_hundredths() -> None:
     scores = clip_scores([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]], [[5.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
     assert scores == pytest.approx([100, 100 / np.sqrt(2), 0])
-
-
-def test_precision_and_recall_against_a_plain_loop() -> None:
-    draws = np.random.default_rng(5)
-    real, drawn, k = draws.normal(size=(60, 4)), draws.normal(1.2, 0.8, size=(50, 4)), 3
-
-    def on_manifold(points: np.ndarray, members: np.ndarray) -> list[bool]:
-        found = []
-        for point in points:
-            hit = False
-            for member in members:
-                radius = sorted(float(np.linalg.norm(member - other)) for other in members)[k]
-                hit = hit or float(np.linalg.norm(point - member)) <= radius
-            found.append(hit)
-        return found
-
-    precision, recall = precision_recall(real, drawn, k)
-    assert precision.tolist() == on_manifold(drawn, real) and recall.tolist() == on_manifold(real, drawn)
-    assert 0 < precision.mean() < 1 and 0 < recall.mean() < precision.mean(), "moved draws cover little"
-    same = precision_recall(real, real)
-    assert same[0].all() and same[1].all()
-    far = precision_recall(real, real + 100)
-    assert not far[0].any() and not far[1].any()
-    with pytest.raises(ValueError, match="more than 3 features"):
-        precision_recall(real[:3], drawn)
 
 
 def test_inception_score_of_known_cases() -> None:
