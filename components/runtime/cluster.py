@@ -32,6 +32,8 @@ QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": "cpu",
+    # what stands before the image API in Serve's HTTP proxies, which read this when they start
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy:middlewares",
 }
 
 ONE_MACHINE = {  # of Ray Train: nobody takes this machine away, and its workers answer at once

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.contracts.errors import RuntimeUnavailable
 from components.contracts.recipe import Recipe
@@ -15,6 +15,9 @@ from components.runtime.cluster import ray_session
 from components.runtime.progress import say
 from components.runtime.revision import exclusive
 from components.runtime.storage import Artifact, Draft, Outcome, Store, full_store_explained
+
+if TYPE_CHECKING:
+    from components.runtime.recording import Recorder
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Context:
     store: Store
     home: Path  # folder of this recipe's run: store, registry, reports
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage label, of this process
+    recorder: Recorder | None = None  # shows the stages in MLflow, see components.runtime.recording.recorded
     _stack: contextlib.ExitStack | None = None  # holds Ray, between `with ctx:` and its end
 
     @classmethod
@@ -98,6 +102,8 @@ def run_stage(
     if done := ctx.store.find(kind, draft.identity):
         done.verify()
         say(f"{label}: already done ({done.short})")
+        if ctx.recorder:
+            ctx.recorder.done(done, label, inputs)
         return done
     for role, artifact in inputs.items():
         artifact.verify((reads or {}).get(role, ""))
@@ -107,9 +113,16 @@ def run_stage(
     say(f"{label}: started")
     started = time.monotonic()
     with _lock(ctx.home, draft), ctx.timed(label), full_store_explained(draft.url), exclusive(draft.url, wait_s=0):
-        outcome = build(draft)
-        outcome.circumstance.setdefault("seconds", round(time.monotonic() - started, 2))
-        artifact = draft.commit(outcome)
+        try:
+            outcome = build(draft)
+            outcome.circumstance.setdefault("seconds", round(time.monotonic() - started, 2))
+            artifact = draft.commit(outcome)
+        except BaseException as error:
+            if ctx.recorder:
+                ctx.recorder.failed(kind, draft.identity, label, error)
+            raise
+    if ctx.recorder:
+        ctx.recorder.done(artifact, label, inputs)
     counts = ", ".join(f"{v} {k}" for k, v in artifact.manifest.counts.items())
     say(f"{label}: done in {time.monotonic() - started:.1f} s ({artifact.short}{', ' + counts if counts else ''})")
     return artifact

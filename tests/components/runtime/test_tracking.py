@@ -14,7 +14,7 @@ import pytest
 
 from components.contracts.errors import RegistryError
 from components.runtime.cluster import quiet_environment
-from components.runtime.tracking import Tracker
+from components.runtime.tracking import Loadable, Tracker
 from tests.ports import unused_port
 
 
@@ -143,3 +143,35 @@ def test_a_real_server_by_url(server: str, tmp_path: Path) -> None:
     assert now is not None and now.source == made.source and tracker.find_run({"record": "1"}) == run.id
     assert [v.version for v in tracker.versions("m")] == [1, 2]
     assert tracker.alias("m", "nobody") is None and tracker.alias("unknown", "champion") is None
+    opened_by_mlflow(tracker, tmp_path)
+
+
+def opened_by_mlflow(tracker: Tracker, tmp_path: Path) -> None:
+    """A version that carries its code is taken by the server, and is loaded from what the server gives."""
+    import mlflow
+    import pandas
+
+    code = tmp_path / "code" / "echoing"
+    code.mkdir(parents=True)
+    lines = ("import json", "class Echo:", "    def __init__(self, word): self.word = word",
+             "    def predict(self, frame, params=None):",
+             "        return [f'{self.word} {p} {params}' for p in frame['prompt']]",
+             "def _load_pyfunc(path): return Echo(json.load(open(path))['word'])")  # fmt: skip
+    (code / "__init__.py").write_text("\n".join(lines))
+    echo = Loadable(
+        "echoing", ("word.json", {"word": "hello"}), code, ["pandas"], {"prompt": "string", "seed": "long?"},
+        {"text": "string"}, {"prompt": "x", "seed": 0}, {"steps": 4},
+    )  # fmt: skip
+    with tracker.run("with code") as run:
+        made = tracker.register("m", str(tmp_path / "model"), run.id, {}, "", echo)
+    assert made.source == str(tmp_path / "model")
+    try:
+        mlflow.set_tracking_uri(tracker.uri)
+        model = mlflow.pyfunc.load_model(f"models:/m/{made.version}")
+        said = model.predict(pandas.DataFrame({"prompt": ["a"]}), params={"steps": 9})
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert list(said) == ["hello a {'steps': 9}"]
+    assert model.metadata.signature.inputs.required_input_names() == ["prompt"]
+    (logged,) = tracker._client.get_run(run.id).outputs.model_outputs
+    assert tracker._client.get_logged_model(logged.model_id).status == "READY"
