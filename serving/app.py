@@ -18,24 +18,16 @@ from ray import serve
 
 from components.contracts.errors import AtelierError, InputError, RuntimeUnavailable
 from components.contracts.recipe import Recipe
-from components.evaluation.signing import Keys
-from components.evaluation.vouching import policy_digest
-from components.models.families import load_generator
+from components.evaluation.registry import CHALLENGER, SHADOW
 from components.runtime.cluster import apply_quiet_environment, ray_session
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from serving.api import build_api
-from serving.auth import KeyRing, list_keys, make_key
-from serving.engine import Engine
-from serving.follower import Follower
-from serving.generation import Service
-from serving.logbook import Logbook
-from serving.metrics import Metrics
-from serving.schemas import Limits
-from serving.styles import StyleBook
+from serving.assembly import BOARD, REQUEST_TIMEOUT_S, assemble
+from serving.auth import list_keys, make_key
+from serving.replicas import Sign, signs
 
 APP = "atelier"
-REQUEST_TIMEOUT_S = 300.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -45,7 +37,7 @@ class Replica:
 
     Args:
         recipe: limits, model name and threads.
-        home: folder with the keys file and the logbook; on a cluster a shared one.
+        home: folder with the keys file, the logbook and what replicas tell each other; on a cluster a shared one.
         registry: MLflow URI.
         require_key: whether ``/v1`` asks for an API key.
     """
@@ -55,56 +47,49 @@ class Replica:
         import torch
 
         torch.set_num_threads(recipe.run.threads_per_worker)
-        metrics = Metrics()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._logbook = Logbook(Path(home) / "logbook", replica, on_error=metrics.logbook_errors.inc)
-        self._engine = Engine(
-            max_batch=recipe.serve.max_batch,
-            max_queue=recipe.serve.max_queue,
-            metrics=metrics,
-            timeout_s=REQUEST_TIMEOUT_S,
-        )
-        name = recipe.release.model_name
-        self._follower = Follower(
-            registry, recipe.name, name, load=load_generator, switch=self._engine.swap, metrics=metrics,
-            keys=Keys(Path(home)), policy=policy_digest(recipe.release),
-        )  # fmt: skip
-        keys = KeyRing(Path(home) / "keys.json") if require_key else None
-        limits, styles = Limits(recipe.serve, name), StyleBook(registry, recipe.name, name, Keys(Path(home)))
-        self._service = Service(
-            limits, self._engine, self._follower, self._logbook, metrics, keys, REQUEST_TIMEOUT_S, styles
-        )
-        self._follower.start()  # loads the champion there is, before the first request is let in
+        self._parts = assemble(recipe, Path(home), registry, require_key, replica)
+        self._parts.start()  # loads the champion there is, before the first request is let in
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve calls this after the constructor
-        return build_api(self._service)
+        return build_api(self._parts.service)
 
     def check_health(self) -> None:
         """Called by Ray Serve; an error makes it start this replica anew."""
-        if not self._engine.alive:
+        if not self._parts.service.engine.alive:
             raise RuntimeError("the drawing thread has died")
 
     def flush_logbook(self) -> None:
         """Return when every row is on disk."""
-        self._logbook.flush()
+        self._parts.service.logbook.flush()
 
     def report(self) -> dict[str, str | None]:
         """What the follower knows; see :class:`serving.follower.FollowerState`."""
-        return dict(vars(self._follower.state))
+        return dict(vars(self._parts.follower.state))
 
     def __del__(self) -> None:
-        self._follower.close()
-        self._engine.close()
-        self._logbook.close()
+        if parts := getattr(self, "_parts", None):  # the constructor may have failed
+            parts.close()
 
 
 def application(recipe: Recipe, home: str, registry: str, *, require_key: bool = True) -> serve.Application:
     """The Serve application of a recipe."""
     limits, run = recipe.serve, recipe.run
+    scaling: dict[str, Any] = {"num_replicas": run.replicas}
+    if run.max_replicas is not None:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": run.replicas,
+                "max_replicas": run.max_replicas,
+                "target_ongoing_requests": limits.max_batch,  # what a replica draws together; more of them wait
+                "upscale_delay_s": 10.0,
+                "downscale_delay_s": 300.0,  # a model is not unloaded for a lull
+            }
+        }
     deployment = serve.deployment(
         Replica,
         name="images",
-        num_replicas=1,
+        **scaling,
         # more than the engine ever holds: it is the engine that says 429, and health is always answered
         max_ongoing_requests=limits.max_queue + 2 * limits.max_batch + 64,
         ray_actor_options={
@@ -113,10 +98,12 @@ def application(recipe: Recipe, home: str, registry: str, *, require_key: bool =
             "num_gpus": run.gpus_per_worker,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.threads_per_worker)}},
         },
-        health_check_period_s=15,
+        health_check_period_s=5,
         health_check_timeout_s=120,  # busy cores are not a dead replica
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_timeout_s=REQUEST_TIMEOUT_S,  # what was begun is answered
+        # new replicas before old ones go; on GPUs there may be no room for both
+        max_surge_percent=0 if run.gpus_per_worker else 100,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return deployment.bind(recipe, home, registry, require_key)
@@ -143,27 +130,34 @@ def build(args: dict[str, Any]) -> serve.Application:
 class Server:
     """A running image API. ``url`` is its address; ``key`` the API key, when one was made at this start."""
 
-    def __init__(self, url: str, key: str | None, handle: Any, stack: contextlib.ExitStack) -> None:
+    def __init__(self, url: str, key: str | None, handle: Any, ctx: Context, stack: contextlib.ExitStack) -> None:
         self.url, self.key = url, key
-        self._handle, self._stack = handle, stack
+        self._handle, self._ctx, self._stack = handle, ctx, stack
 
     def status(self) -> dict[str, str | None]:
-        """What is served, loaded or refused, and whether the registry answers; see ``FollowerState``."""
+        """What one replica serves, loads or refuses, and whether the registry answers; see ``FollowerState``."""
         found: dict[str, str | None] = self._handle.report.remote().result(timeout_s=120)
         return found
 
+    def replicas(self) -> list[Sign]:
+        """The last signs of life of the replicas, a few seconds old at most."""
+        return signs(self._ctx.home / BOARD)
+
     def flush_logbook(self) -> None:
-        """Return when every request answered so far is in the logbook on disk."""
+        """Return when every request answered so far is in the logbook on disk; with one replica."""
         self._handle.flush_logbook.remote().result(timeout_s=120)
 
     def wait_for(self, version: int | str, timeout_s: float = 120.0) -> None:
-        """Return when ``version`` is served.
+        """Return when every replica serves ``version``.
 
         Raises:
-            RuntimeUnavailable: it is not, after ``timeout_s``.
+            RuntimeUnavailable: not so after ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
-        while (state := self.status())["served"] != str(version):
+        while True:
+            state = self.status()
+            if state["served"] == str(version) and all(r.state["served"] == str(version) for r in self.replicas()):
+                return
             if time.monotonic() > deadline:
                 raise RuntimeUnavailable(
                     f"Version {version} is not served after {timeout_s:.0f} s: {state}",
@@ -172,7 +166,7 @@ class Server:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Finish what was begun and stop. The Ray that was there before stays."""
+        """Take no more requests, answer those that were begun, and stop. The Ray that was there before stays."""
         self._stack.close()
 
 
@@ -203,7 +197,7 @@ def start(ctx: Context, *, blocking: bool = False, require_key: bool = True) -> 
         listen()  # again: starting, Ray takes SIGTERM for itself, and aborts on it
         handle = _deploy(ctx, port, require_key, stack)
         host = f"[{run.host}]" if ":" in run.host else run.host
-        server = Server(f"http://{host}:{port}", key, handle, stack.pop_all())
+        server = Server(f"http://{host}:{port}", key, handle, ctx, stack.pop_all())
         try:
             _announce(server)
             if blocking:
@@ -233,6 +227,7 @@ def _deploy(ctx: Context, port: int, require_key: bool, stack: contextlib.ExitSt
                 remedy="stop the other server (`serve shutdown`), or deploy serving.app:build with `serve deploy`",
             )
         stack.callback(serve.shutdown)
+        stack.callback(_drain)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": recipe.run.host, "port": port},
@@ -247,6 +242,18 @@ def _deploy(ctx: Context, port: int, require_key: bool, stack: contextlib.ExitSt
             expected=f"a free port {port} and a Ray with room for one replica",
             remedy="look at the log of Serve in Ray's session folder, free the port, and start again",
         ) from error
+
+
+def _drain(timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    """Take the application away and wait until its replicas have answered what they had begun.
+
+    The proxies stay until then, so that the answers find their way; who asks anew gets a 503 (see serving.proxy).
+    """
+    with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: at once, then
+        serve.delete(APP, _blocking=False)
+        deadline = time.monotonic() + timeout_s
+        while APP in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -302,7 +309,14 @@ def _watch(server: Server) -> None:
         now = server.status()
         if now["served"] != before["served"]:
             say(f"serve: now version {now['served']}")
-        for name in ("registry_error", "refused_why", "forced"):
+        for name in ("registry_error", "refused_why", "forced", "challenger", "challenger_why", "shadow", "shadow_why"):
             if now[name] != before[name]:
-                say(f"serve: {now[name] or name.partition('_')[0] + ': well again'}")
+                say(f"serve: {_worded(name, now[name])}")
         before = now
+
+
+def _worded(name: str, now: str | None) -> str:
+    """A change in what the follower knows, for people."""
+    if name in (CHALLENGER, SHADOW):
+        return f"tries version {now} as {name}" if now else f"tries no {name} any more"
+    return now or f"{name.partition('_')[0]}: well again"

@@ -1,111 +1,64 @@
-"""From a queue of orders to pictures, in batches, on one thread of its own. Knows neither HTTP nor Ray.
+"""From a queue of orders to pictures, in batches that change between steps, on one thread of its own. Knows neither
+HTTP nor Ray.
+
+Every picture is drawn step by step, each at a step of its own. Before every step what is done, taken back or too late
+leaves the batch, and what waits joins it, as far as the warm-up found more pictures worth the step.
 
 An order is bound to the model that was served when it came in. A new model takes the orders that come after;
-the old one finishes its own and is then let go: nothing is dropped, and no order meets a model it was not
-checked for.
+the old one finishes its own, in turn with the new one, and is then let go: nothing is dropped, and no order meets a
+model it was not checked for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+import weakref
+from collections.abc import Callable, Sequence
 
 from components.models.families import ImageGenerator
+from serving.batching import Batch
 from serving.metrics import Metrics
-from serving.schemas import Lora, Order
+from serving.prediction import predict
+from serving.profiling import Profile, Size, measure
+from serving.queueing import FairQueue
+from serving.schemas import Order
+from serving.tickets import Drawn, EngineClosed, Job, LaneKey, NoModel, Preview, Progress, QueueFull, Served, Ticket
 
+__all__ = ["Drawn", "Engine", "EngineClosed", "NoModel", "Preview", "Progress", "QueueFull", "Served", "Ticket"]
 _log = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A loaded model. ``loaded_at`` is in seconds since 1970."""
-
-    version: str
-    generator: ImageGenerator
-    digest: str = ""
-    loaded_at: float = field(default_factory=time.time)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The pictures of one order, uint8 (N, H, W, 3), and the model that drew them."""
-
-    pixels: NDArray[np.uint8]
-    truncated: bool  # the prompt was cut
-    served: Served
-    negative_truncated: bool = False
-
-
-class NoModel(Exception):
-    """No model is loaded yet."""
-
-
-class QueueFull(Exception):
-    """Too many orders wait; ``retry_after`` is the predicted time, in seconds, until one place is free."""
-
-    def __init__(self, retry_after: int) -> None:
-        self.retry_after = retry_after
-        super().__init__(retry_after)
-
-
-class EngineClosed(Exception):
-    """The engine is being stopped and takes no more orders."""
-
-
-@dataclass
-class _Job:
-    order: Order
-    served: Served
-    deadline: float
-    future: Future[Drawn] = field(default_factory=Future)
-    begun: int = 0  # pictures handed to a batch
-    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
-    truncated: bool = False
-    negative_truncated: bool = False
-
-    @property
-    def key(self) -> tuple[int, int, float, str]:
-        """Orders with equal keys can be drawn in one batch."""
-        style = self.order.style.digest if self.order.style else ""
-        return id(self.served), self.order.steps, self.order.guidance_scale, style
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Pictures ``start`` to ``stop`` of a job, in one batch."""
-
-    job: _Job
-    start: int
-    stop: int
+_PREDICTED_S = 0.25  # a prediction is good for so long
 
 
 class Engine:
     """Draws orders with the served model.
 
     Args:
-        max_batch: pictures drawn together at most.
+        max_batch: pictures drawn together at most; a model's warm-up may find that fewer are worth it.
         max_queue: orders that may wait; one more raises :class:`QueueFull`.
-        timeout_s: an order that has not been begun after this long fails with ``TimeoutError``.
+        timeout_s: an order that is not done after this long fails with ``TimeoutError``.
+        max_wait_s: an order that is predicted to wait longer raises :class:`QueueFull`; None: however long.
+        warm_up_s: time for measuring a model's batches; 0: nothing is measured, and batches are as large as may be.
+        sizes: that are measured besides a model's own, as ``"WIDTHxHEIGHT"``.
     """
 
-    def __init__(self, *, max_batch: int, max_queue: int, metrics: Metrics, timeout_s: float = 300.0) -> None:
-        self._max_batch, self._max_queue, self._timeout = max_batch, max_queue, timeout_s
-        self._metrics = metrics
-        self._queue: list[_Job] = []
+    def __init__(
+        self, *, max_batch: int, max_queue: int, metrics: Metrics, timeout_s: float = 300.0,
+        max_wait_s: float | None = None, warm_up_s: float = 2.0, sizes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._max_batch, self._max_queue, self._timeout, self._max_wait = max_batch, max_queue, timeout_s, max_wait_s
+        self._warm_up, self._sizes, self._metrics = warm_up_s, sizes, metrics
+        self._queue = FairQueue()
+        self._batches: dict[LaneKey, Batch] = {}
+        self._profiles: weakref.WeakKeyDictionary[ImageGenerator, Profile] = weakref.WeakKeyDictionary()
         self._changed = threading.Condition()
+        self._preparing = threading.Lock()
         self._served: Served | None = None
         self._closing = False
-        self._seconds_per_image = 0.1  # running mean, for the prediction of waiting times
+        self._pace = 1.0  # seconds from step to step by those of the warm-up's steps
+        self._predicted_at, self._wait = -math.inf, 0.0
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -119,37 +72,88 @@ class Engine:
         """Whether the drawing thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def waiting(self) -> int:
+        """Orders of which some picture waits."""
+        with self._changed:
+            return len(self._queue)
+
+    @property
+    def busy(self) -> int:
+        """Pictures being drawn."""
+        with self._changed:
+            return sum(len(batch.pieces) for batch in self._batches.values())
+
+    def prepare(self, served: Served) -> None:
+        """Measure the batches of a model before it is given orders; takes ``warm_up_s``, once a model."""
+        generator = served.generator
+        with self._preparing:
+            if generator in self._profiles:
+                return
+            own = (generator.image_size, generator.image_size)
+            sizes = [own, *(size for size in self._others(generator) if size != own)] if self._warm_up else []
+            most, each = self._most(generator), self._warm_up / max(1, len(sizes))
+            measured = {size: measure(generator, size, most, each) for size in sizes}
+            profile = Profile(measured, own, most)
+            with self._changed:
+                self._profiles[generator] = profile
+        for size, found in measured.items():
+            said = ", ".join(f"{rows}: {1000 * seconds:.1f}" for rows, seconds in sorted(found.items()))
+            _log.info("Version %s, %dx%d: ms a step by rows %s; at most %d rows", served.version, *size, said,
+                      profile.limit(size))  # fmt: skip
+
     def swap(self, served: Served) -> None:
-        """Bind the orders that come from now on to ``served``."""
+        """Bind the orders that come from now on to ``served``, which is measured first."""
+        self.prepare(served)
         with self._changed:
             self._served = served
         self._metrics.serving(served.version)
 
-    def submit(self, order: Order, served: Served | None = None) -> Future[Drawn]:
-        """Queue an order for ``served`` (default: the current model). Cancelling the future takes it back.
+    def submit(
+        self, order: Order, served: Served | None = None, *, owner: str = "", timeout_s: float | None = None,
+        partial_images: int = 0, on_preview: Callable[[Preview], None] | None = None,
+    ) -> Ticket:  # fmt: skip
+        """Queue an order.
+
+        Args:
+            served: the model to draw with; default: the current one. One that was never current is prepared first,
+                see :meth:`prepare`.
+            owner: whom the order is for: owners get the same share of the work.
+            timeout_s: seconds in which the order must be done; default: the engine's.
+            partial_images: previews of every picture, evenly over its steps.
+            on_preview: takes them, on the engine's thread, so it must be quick. Where it fails, no more are made.
 
         Raises:
-            NoModel, QueueFull, EngineClosed: at once, instead of a future.
+            NoModel, QueueFull, EngineClosed: at once, instead of a ticket.
         """
         with self._changed:
             served = served or self._served
-            if self._closing:
+            if self._closing or not self.alive:
                 raise EngineClosed
             if served is None:
                 raise NoModel
-            self._forget_cancelled()
+            if len(self._queue) >= self._max_queue:
+                self._queue.drop(lambda job: job.future.done())
             if len(self._queue) >= self._max_queue:
                 raise QueueFull(self.wait_estimate())
-            job = _Job(order, served, deadline=time.monotonic() + self._timeout)
-            self._queue.append(job)
+            deadline = time.monotonic() + (self._timeout if timeout_s is None else timeout_s)
+            job = Job(order, served, owner, deadline, partial_images, on_preview)
+            self._queue.put(job)
+            if self._max_wait is not None:
+                self._predict(job)
+                if job.starts - time.monotonic() > self._max_wait:
+                    self._queue.drop(lambda other: other is job)
+                    self._predicted_at = -math.inf
+                    raise QueueFull(self.wait_estimate())
             self._metrics.waiting.set(len(self._queue))
             self._changed.notify()
-        return job.future
+        return Ticket(job, self._predict)
 
     def wait_estimate(self) -> int:
-        """Seconds until the orders now waiting are drawn, at the recent speed; at least 1."""
-        images = sum(len(job.order.seeds) - job.begun for job in self._queue)
-        return max(1, math.ceil(images * self._seconds_per_image))
+        """Seconds until the orders now waiting are begun, predicted from their steps and the pace; at least 1."""
+        with self._changed:
+            self._predict()
+            return max(1, math.ceil(self._wait))
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Take no more orders, draw those that wait, and stop; what is left after ``timeout_s`` fails."""
@@ -157,118 +161,98 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
+        self._abandon()
+
+    def _abandon(self) -> None:
         with self._changed:
-            for job in self._queue:
-                _fail(job, EngineClosed())
-            self._queue.clear()
+            self._closing = True
+            left = [*self._queue, *(piece.job for batch in self._batches.values() for piece in batch.pieces)]
+            self._queue.drop(lambda job: True)
+            self._batches.clear()
+        for job in left:
+            job.fail(EngineClosed())
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                batch = self._take()
-                if not batch and self._closing:
-                    return
-            if batch:
-                self._draw(batch)
-            del batch  # so that an old model is not held by this frame while waiting
-
-    def _take(self) -> list[_Part]:
-        """The next batch: the oldest order and those that can be drawn with it. Holds the lock."""
-        self._forget_cancelled()
-        now = time.monotonic()
-        for job in [job for job in self._queue if job.deadline < now]:
-            self._queue.remove(job)
-            _fail(job, TimeoutError())
-        batch: list[_Part] = []
-        room = self._max_batch
-        for job in list(self._queue):
-            if not room:
-                break
-            if batch and job.key != batch[0].job.key:
-                continue
-            stop = min(len(job.order.seeds), job.begun + room)
-            batch.append(_Part(job, job.begun, stop))
-            room -= stop - job.begun
-            job.begun = stop
-            if stop == len(job.order.seeds):
-                self._queue.remove(job)
-        self._metrics.waiting.set(len(self._queue))
-        return batch
-
-    def _draw(self, batch: list[_Part]) -> None:
-        started = time.monotonic()
         try:
-            pixels = _generate(batch)
-        except Exception as error:
-            if len(batch) > 1:  # find the order that fails, so that its neighbours get their pictures
-                _log.warning("A batch of %d orders failed (%r); drawing them one by one", len(batch), error)
-                for part in batch:
-                    self._draw([part])
-                return
-            _log.exception("An order failed")
-            self._drop(batch[0].job, error)
-            return
-        self._metrics.batch.observe(len(pixels))
-        self._metrics.images.labels(batch[0].job.served.version).inc(len(pixels))
-        each = (time.monotonic() - started) / len(pixels)
-        self._seconds_per_image += 0.2 * (each - self._seconds_per_image)
-        at = 0
-        for part in batch:
-            part.job.pixels.append(pixels[at : at + part.stop - part.start])
-            at += part.stop - part.start
-            if part.stop == len(part.job.order.seeds):
-                job = part.job
-                with contextlib.suppress(InvalidStateError):  # cancelled while it was drawn
-                    whole = np.concatenate(job.pixels)
-                    job.future.set_result(Drawn(whole, job.truncated, job.served, job.negative_truncated))
+            while self._turn():
+                pass
+        finally:  # also where the engine itself is at fault: nobody waits in vain
+            self._abandon()
 
-    def _drop(self, job: _Job, error: Exception) -> None:
+    def _turn(self) -> bool:
+        """One step of every batch, and what comes before and after it. False when there is nothing left to do.
+
+        All that is held of a model is held by the frames of this call, so that an old model is let go while waiting.
+        """
         with self._changed:
-            if job in self._queue:  # its remaining pictures
-                self._queue.remove(job)
-        _fail(job, error)
+            self._changed.wait_for(lambda: len(self._queue) or self._batches or self._closing)
+            self._clear()
+            self._admit()
+            batches = list(self._batches.values())
+            self._metrics.waiting.set(len(self._queue))
+            self._metrics.drawing.set(sum(len(batch.pieces) for batch in batches))
+            if not batches:
+                return not self._closing
+        started = time.monotonic()
+        expected = sum(batch.profile.seconds(batch.size, batch.rows) for batch in batches)
+        for batch in batches:
+            batch.turn()
+        self._pace += 0.1 * ((time.monotonic() - started) / expected - self._pace)
+        return True
 
-    def _forget_cancelled(self) -> None:
-        self._queue = [job for job in self._queue if not job.future.cancelled()]
+    def _clear(self) -> None:
+        """Take out what is done, was taken back, failed or is too late. Holds the lock."""
+        now = time.monotonic()
+        for job in [*self._queue, *(piece.job for batch in self._batches.values() for piece in batch.pieces)]:
+            if job.deadline < now:
+                job.fail(TimeoutError())
+        self._queue.drop(lambda job: job.future.done())
+        for lane, batch in list(self._batches.items()):
+            batch.clear()
+            if not batch.pieces:
+                del self._batches[lane]
 
+    def _admit(self) -> None:
+        """Put pictures that wait into batches that have room for them. Holds the lock."""
+        while (taken := self._queue.take(self._fits)) is not None:
+            job, index = taken
+            if job.lane not in self._batches:
+                generator = job.served.generator
+                self._batches[job.lane] = Batch(generator, job.size, self._profile(generator), self._metrics)
+            self._batches[job.lane].add(job, index)
+            if index == 0:
+                self._metrics.queue_seconds.observe(time.monotonic() - job.submitted)
 
-def _generate(batch: list[_Part]) -> NDArray[np.uint8]:
-    """One picture for every seed of ``batch``, whose parts share model, style, steps and guidance."""
-    first = batch[0].job
-    generator, size = first.served.generator, first.served.generator.image_size
-    prompts: list[str] = []
-    negatives: list[str] = []
-    seeds: list[int] = []
-    for part in batch:
-        order = part.job.order
-        # asked here, because a tokenizer must not be used by two threads at once
-        part.job.truncated = generator.truncated(order.prompt)
-        part.job.negative_truncated = generator.truncated(order.negative_prompt or "")
-        prompts += [order.prompt] * (part.stop - part.start)
-        negatives += [order.negative_prompt or ""] * (part.stop - part.start)
-        seeds += order.seeds[part.start : part.stop]
-    with _styled(generator, first.order.style):
-        pixels = generator.generate(
-            prompts,
-            seeds,
-            steps=first.order.steps,
-            guidance_scale=first.order.guidance_scale,
-            negative_prompts=negatives if any(negatives) else None,
-        )
-    if pixels.shape != (len(seeds), size, size, 3) or pixels.dtype != np.uint8:
-        raise ValueError(f"the model gave {pixels.dtype} {pixels.shape}, expected uint8 {(len(seeds), size, size, 3)}")
-    return pixels
+    def _fits(self, job: Job) -> bool:
+        batch = self._batches.get(job.lane)
+        return batch is None or batch.fits(job, self._max_batch)
 
+    def _profile(self, generator: ImageGenerator) -> Profile:
+        """Holds the lock."""
+        if generator not in self._profiles:  # an order came for a model that nobody prepared
+            own = (generator.image_size, generator.image_size)
+            self._profiles[generator] = Profile({}, own, self._most(generator))
+        return self._profiles[generator]
 
-def _styled(generator: Any, style: Lora | None) -> contextlib.AbstractContextManager[None]:
-    """The style's adapter is in effect inside; without one the model is exactly its own."""
-    if style is None:
-        return contextlib.nullcontext()
-    on: contextlib.AbstractContextManager[None] = generator.styled(style.digest, style.folder)
-    return on
+    def _most(self, generator: ImageGenerator) -> int:
+        """Rows of a step at most."""
+        return self._max_batch * (2 if generator.uses_steps else 1)
 
+    def _others(self, generator: ImageGenerator) -> list[Size]:
+        """The sizes besides its own that a model is asked for, and can draw."""
+        sizes = [(int(width), int(height)) for width, _, height in (size.partition("x") for size in self._sizes)]
+        step = generator.granularity
+        return [size for size in sizes if step and not any(side % step for side in size)]
 
-def _fail(job: _Job, error: Exception) -> None:
-    with contextlib.suppress(InvalidStateError):  # cancelled: nobody waits for the reason
-        job.future.set_exception(error)
+    def _predict(self, job: Job | None = None) -> None:
+        """Predict when every order starts and ends, unless that was done a moment ago and ``job`` was in it."""
+        with self._changed:
+            now = time.monotonic()
+            if now - self._predicted_at < _PREDICTED_S and not (job and math.isinf(job.ends)):
+                return
+            waiting = list(self._queue.order())
+            running = [(piece.job, piece.steps_left) for batch in self._batches.values() for piece in batch.pieces]
+            every = {each.lane: each.served.generator for each in (*waiting, *(one for one, _ in running))}
+            profiles = {lane: self._profile(generator) for lane, generator in every.items()}
+            self._wait = predict(waiting, running, profiles, self._max_batch, self._pace, now)
+            self._predicted_at = now

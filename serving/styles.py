@@ -15,10 +15,11 @@ from components.contracts.errors import ArtifactError, AtelierError
 from components.evaluation.signing import Keys
 from components.evaluation.styles import Style, fitting, registered, require_signed
 from components.models.adapters import WEIGHTS
+from components.runtime.opening import open_artifact
 from components.runtime.tracking import Tracker
+from serving.answers import StyleInfo
 from serving.engine import Served
-from serving.follower import open_artifact
-from serving.schemas import ApiError, Lora, StyleInfo
+from serving.schemas import ApiError, Lora
 
 _log = logging.getLogger("ray.serve")
 
@@ -56,7 +57,7 @@ class StyleBook:
             ApiError: 400; there is none of that name, or it was made for another version. 503; its file, or the
                 registry, cannot be read.
         """
-        if not hasattr(served.generator, "styled"):
+        if not served.generator.uses_styles:
             raise _refused(f"The served model draws no styles, so {name[:100]!r} cannot be had.")
         known = self._styles()
         usable = fitting(known, served.digest)

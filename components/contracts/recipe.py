@@ -56,7 +56,16 @@ class Run(Config):
     collect_threads: PositiveInt = 16  # a task
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    replicas: PositiveInt = 1  # of the image API
+    max_replicas: PositiveInt | None = None  # as many as the load asks for, from run.replicas up; None: fixed
+    release_to: Literal["champion", "challenger"] = "champion"  # where a pass leads while there is a champion
     schedule: str | None = None  # cron expression for `atelier watch --schedule`
+
+    @model_validator(mode="after")
+    def _replicas_agree(self) -> Run:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"run.max_replicas {self.max_replicas} is less than run.replicas {self.replicas}")
+        return self
 
 
 class Recipe(Config):

@@ -137,7 +137,7 @@ LOGBOOK_SCHEMA = pa.schema(
         ("time", pa.timestamp("us", tz="UTC")),
         ("request_id", pa.string()),
         ("key_id", pa.string()),  # public id of the API key, never the key
-        ("prompt", pa.string()),
+        ("prompt", pa.string()),  # personal data replaced; null where the key opted out or it was not read
         ("seed", pa.int64()),
         ("steps", pa.int32()),
         ("guidance_scale", pa.float32()),
@@ -149,5 +149,12 @@ LOGBOOK_SCHEMA = pa.schema(
         ("truncated", pa.bool_()),  # the prompt was longer than the text encoder reads
         ("image_sha256", pa.string()),
         ("image_stats", pa.list_(pa.float32())),  # mean R, G, B, and standard deviation R, G, B in 0..1
+        ("user", pa.string()),  # keyed hash of the client's own name for its user, see serving/privacy.py
+        # null: drawn by the champion; "canary" | "shadow": by a challenger, shown | not shown; "quality": a score alone
+        ("role", pa.string()),
+        ("moderation_action", pa.string()),  # "flag" | "block", null where nothing was found
+        ("moderation_categories", pa.list_(pa.string())),
+        ("quality", pa.float32()),  # cosine of prompt and picture by the judge's CLIP, where it was measured
+        ("judge", pa.string()),  # first 12 digits of that judge's digest
     ]
 )

@@ -25,31 +25,36 @@ from components.evaluation.vouching import (
     promotion_statement,
     weights_digest,
 )
+from components.models.stepping import Drawing, Picture, Pixels, draw, pictures_of, size_of
 from components.runtime.storage import Artifact, Outcome, Store
 from components.runtime.tracking import ModelVersion, Tracker
 from serving.auth import KeyRing, make_key
 from serving.engine import Engine, Served
 from serving.follower import Follower
 from serving.generation import Service
+from serving.limits import Limits
 from serving.logbook import Logbook
 from serving.metrics import Metrics
-from serving.schemas import Limits
 
 
 class Painter:
     """A generator whose every picture is one colour, a function of prompt, seed and name alone.
 
-    ``calls`` lists the batches; ``gate`` (when cleared) holds a batch back; a prompt with "poison" fails.
+    ``begun`` lists the prompts in the order in which they were begun, ``calls`` the steps: prompts, seeds, steps and
+    guidance scales of the pictures in each. ``gate`` (when cleared) holds a step back, which otherwise takes
+    ``seconds``; a prompt with "poison" fails at its first step, one with "wrong" when it is begun.
     """
 
-    image_size = 8
+    image_size, granularity = 8, 4
     family = "diffusion"
-    uses_steps = True
-    uses_seed = True
+    uses_steps = uses_seed = True
+    uses_styles = False
+    samplers: tuple[str, ...] = ("dpm++", "euler", "unipc")
 
     def __init__(self, name: str = "a", seconds: float = 0.0) -> None:
         self.name, self.seconds = name, seconds
-        self.calls: list[tuple[list[str], list[int], int, float]] = []
+        self.begun: list[str] = []
+        self.calls: list[tuple[list[str], list[int], list[int], list[float]]] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -59,22 +64,41 @@ class Painter:
     def colour(self, prompt: str, seed: int) -> NDArray[np.uint8]:
         return np.frombuffer(hashlib.sha256(f"{self.name}/{prompt}/{seed}".encode()).digest()[:3], np.uint8)
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        guidance_scale: float,
-        negative_prompts: Sequence[str] | None = None,
-    ) -> NDArray[np.uint8]:
-        self.calls.append((list(prompts), list(seeds), steps, guidance_scale))
+    def begin(self, pictures: Sequence[Picture]) -> list[Drawing]:
+        sizes = [size_of(picture, self.image_size, self.granularity) for picture in pictures]
+        if any("wrong" in picture.prompt for picture in pictures):
+            raise ValueError("secret detail of the beginning")
+        self.begun += [picture.prompt for picture in pictures]
+        return [Drawing(p, p.steps, size, 2 if p.guided else 1) for p, size in zip(pictures, sizes, strict=True)]
+
+    def step(self, drawings: Sequence[Drawing]) -> None:
+        asked = [drawing.picture for drawing in drawings]
+        self.calls.append(
+            ([p.prompt for p in asked], [p.seed for p in asked], [p.steps for p in asked],
+             [p.guidance_scale for p in asked])
+        )  # fmt: skip
+        assert len({drawing.size for drawing in drawings}) == 1 and not any(drawing.done for drawing in drawings)
         assert self.gate.wait(30)
         time.sleep(self.seconds)
-        if any("poison" in prompt for prompt in prompts):
+        if any("poison" in picture.prompt for picture in asked):
             raise RuntimeError("secret detail of the inside")
-        colours = np.stack([self.colour(p, s) for p, s in zip(prompts, seeds, strict=True)])
-        return np.tile(colours[:, None, None, :], (1, 8, 8, 1))
+        for drawing in drawings:
+            drawing.step += 1
+
+    def preview(self, drawings: Sequence[Drawing]) -> Pixels:
+        return self._painted(drawings) // 2
+
+    def finish(self, drawings: Sequence[Drawing]) -> Pixels:
+        assert all(drawing.done for drawing in drawings)
+        return self._painted(drawings)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], **asked: Any) -> Pixels:
+        return draw(self, pictures_of(prompts, seeds, **asked))
+
+    def _painted(self, drawings: Sequence[Drawing]) -> Pixels:
+        width, height = drawings[0].size
+        colours = np.stack([self.colour(d.picture.prompt, d.picture.seed) for d in drawings])
+        return np.tile(colours[:, None, None, :], (1, height, width, 1))
 
 
 @pytest.fixture
@@ -111,7 +135,7 @@ def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         painter = painter or Painter()
         metrics = Metrics()
         settings = Serve(**limits)
-        engine = Engine(max_batch=settings.max_batch, max_queue=settings.max_queue, metrics=metrics)
+        engine = Engine(max_batch=settings.max_batch, max_queue=settings.max_queue, metrics=metrics, warm_up_s=0)
         if model:
             engine.swap(Served("1", painter, "d" * 64))
         follower = Follower(

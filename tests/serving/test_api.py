@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.api import build_api
+from serving.auth import make_key
 from serving.engine import Served
 from serving.logbook import read_logbook
+from serving.pages import PLAYGROUND
 from serving.provenance import DIGITAL_SOURCE_TYPE, read_provenance
 
 IMAGES = "/v1/images/generations"
@@ -55,7 +56,7 @@ def error(answer: Any, status: int, code: str) -> dict[str, Any]:
     """Check that ``answer`` is an error in OpenAI's shape and says nothing of the inside."""
     assert answer.status_code == status, answer.text
     body: dict[str, Any] = answer.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert set(body) == {"error"} and set(body["error"]) >= {"message", "type", "param", "code"}
     assert body["error"]["code"] == code and body["error"]["message"]
     assert "Traceback" not in answer.text and "secret detail" not in answer.text
     return dict(body["error"])
@@ -115,8 +116,8 @@ def test_a_damaged_keys_file_is_a_500_without_its_path(api: Callable[..., Api]) 
     [
         ({"content": b"{"}, 400, "invalid_json"),
         ({"content": b"\xff\xfe\x00"}, 400, "invalid_json"),
-        ({"content": b'{"prompt": "' + b"x" * 100_000 + b'"}'}, 413, "body_too_large"),
-        ({"content": (b"x" for _ in range(100_000))}, 413, "body_too_large"),  # no length announced
+        ({"content": b'{"prompt": "' + b"x" * 200_000 + b'"}'}, 413, "body_too_large"),
+        ({"content": (b"x" * 1000 for _ in range(200))}, 413, "body_too_large"),  # no length announced
         ({"content": b'{"prompt": "x"}', "headers": {"Content-Type": "text/plain"}}, 415, "unsupported_media_type"),
         ({"json": {}}, 400, "missing_required_parameter"),
         ({"json": {"prompt": "x", "n": 99}}, 400, "invalid_value"),
@@ -190,8 +191,33 @@ def test_models_version_and_openapi(api: Callable[..., Api]) -> None:
     assert it.client.get("/v1/models/atelier").json()["size"] == "8x8"
     error(it.client.get("/v1/models/gpt"), 404, "model_not_found")
     assert it.client.get("/version").json() == {"model": "atelier", "model_version": "1", "digest": "d" * 64}
-    post = it.client.get("/openapi.json").json()["paths"][IMAGES]["post"]
-    assert "prompt" in post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    model = it.client.get("/v1/models/atelier").json()
+    assert (model["sizes"], model["samplers"]) == (["8x8"], ["dpm++", "euler", "unipc"])
+
+
+def test_the_description_has_the_limits_of_the_recipe_and_a_page(api: Callable[..., Api]) -> None:
+    it = api(max_images=3, max_steps=9, max_prompt_chars=77)
+    document = it.client.get("/openapi.json", headers={"Authorization": ""}).json()
+    fields = document["components"]["schemas"]["ImageRequest"]["properties"]
+    assert next(kind for kind in fields["n"]["anyOf"] if kind["type"] == "integer")["maximum"] == 3
+    assert fields["prompt"]["anyOf"][0]["maxLength"] == fields["prompt"]["anyOf"][1]["items"]["maxLength"] == 77
+    assert document["paths"][IMAGES]["post"]["security"] == [{"key": []}]
+    assert "security" not in document["paths"]["/v1/images/{name}"]["get"]
+    assert "422" not in str(document["paths"]) and not any("playground" in path for path in document["paths"])
+    page = it.client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"<script|<style|style=|\son\w+=|https?://", page.text), "nothing that the policy forbids"
+    for path in [*document["paths"], "num_inference_steps", "integer 1..9", "negative_prompt", "CompletedEvent"]:
+        assert path in page.text
+    anchors = set(re.findall(r'href="#([^"]+)"', page.text))
+    assert anchors and anchors <= set(re.findall(r'id="([^"]+)"', page.text))
+    assert it.client.get("/docs.css").headers["content-type"].startswith("text/css")
+
+
+def test_the_logbook_keeps_whole_words_of_a_prompt_that_is_too_long(api: Callable[..., Api]) -> None:
+    it = api(max_prompt_chars=30)
+    error(it.ask(prompt="a star for somebody@example.org who asked"), 400, "invalid_value")
+    assert it.rows()[0]["prompt"] == "a star for", "no half of an address, which nothing would redact"
 
 
 def test_request_ids_are_given_and_cleaned(api: Callable[..., Api]) -> None:
@@ -209,10 +235,66 @@ def test_the_playground_obeys_its_own_policy(api: Callable[..., Api]) -> None:
     assert not re.search(r"<style|style=|<script>|\son\w+=|https?://", page.text)
     for path in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
         assert it.client.get(path).status_code == 200
-    code = it.client.get("/playground/app.js")
-    assert "javascript" in code.headers["content-type"] and "innerHTML" not in code.text
+    for file in sorted(PLAYGROUND.glob("*.js")):
+        code = it.client.get(f"/playground/{file.name}")
+        assert "javascript" in code.headers["content-type"] and "innerHTML" not in code.text
     known = it.client.get("/playground/settings").json()
-    assert known["image_size"] == 8 and known["key_required"]
+    assert known["image_size"] == 8 and known["key_required"] and known["sizes"] == ["8x8"] and known["samplers"]
+    error(it.client.get("/playground/models", headers={"Authorization": ""}), 401, "missing_api_key")
+    assert it.client.get("/playground/models").json() == {"models": [], "compare": False}
+    assert api(model=False).client.get("/playground/settings").json()["sizes"] == []
+
+
+def test_every_format_says_its_origin(api: Callable[..., Api]) -> None:
+    it = api()
+    for kind in ("png", "jpeg", "webp"):
+        more = {} if kind == "png" else {"output_compression": 100}
+        answer = it.ask(output_format=kind, seed=5, style="natural", **more)
+        file = base64.b64decode(answer.json()["data"][0]["b64_json"])
+        assert Image.open(io.BytesIO(file)).format == kind.upper() and answer.json()["output_format"] == kind
+        said = read_provenance(file)
+        assert (said["seed"], said["request_id"]) == ("5", answer.headers["x-request-id"])
+        assert it.rows()[-1]["image_sha256"] == hashlib.sha256(file).hexdigest()
+
+
+def test_lists_of_prompts_sizes_and_samplers(api: Callable[..., Api]) -> None:
+    it = api(sizes=("16x8", "9x9"))
+    answer = it.ask(prompt=["a star", "a heart"], n=2, seed=1, size="16x8", sampler="euler")
+    body = answer.json()
+    assert body["size"] == "16x8" and [d["prompt_index"] for d in body["data"]] == [0, 0, 1, 1]
+    expected = [("a star", 1), ("a star", 2), ("a heart", 3), ("a heart", 4)]
+    for data, (prompt, seed) in zip(body["data"], expected, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
+        assert pixels.shape == (8, 16, 3) and (pixels[0, 0] == it.parts.painter.colour(prompt, seed)).all()
+    assert [row["prompt"] for row in it.rows()] == ["a star", "a star", "a heart", "a heart"]
+    assert it.client.get("/v1/models").json()["data"][0]["sizes"] == ["8x8", "16x8"]
+
+
+def test_templates_are_styles(api: Callable[..., Api]) -> None:
+    words = {"prompt": "{prompt}, ink drawing", "negative": "colour", "palette": ["navy", "teal", "gold"]}
+    it = api(templates={"ink": words})
+    assert it.client.get("/v1/styles").json()["data"] == [
+        {"id": "ink", "object": "style", "kind": "template", "caption": "{prompt}, ink drawing", "model_version": "",
+         "available": True, "palette": ["navy", "teal", "gold"]}
+    ]  # fmt: skip
+    answer = it.ask(style="ink", seed=3)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))))
+    told = "a star, ink drawing, in navy, teal and gold"
+    assert (pixels[0, 0] == it.parts.painter.colour(told, 3)).all() and answer.json()["style"] == "ink"
+    row = it.rows()[-1]
+    assert (row["prompt"], row["style"]) == ("a star", "ink"), "the words of the user, not those of the style"
+    error(it.ask(style="oil"), 400, "unknown_style")
+
+
+def test_choosing_a_version_is_for_administrators(api: Callable[..., Api]) -> None:
+    it = api()
+    assert error(it.ask(version="champion"), 403, "insufficient_permissions")["type"] == "permission_error"
+    boss = {"Authorization": f"Bearer {make_key(it.parts.home / 'keys.json', 'boss', rights=('generate', 'admin'))}"}
+    assert it.client.post(IMAGES, json={"prompt": "x", "version": "1"}, headers=boss).status_code == 200
+    wrong = it.client.post(IMAGES, json={"prompt": "x", "version": "7"}, headers=boss)
+    assert error(wrong, 400, "unknown_version")["param"] == "version" and "Known: 1" in wrong.text
+    assert it.client.get("/playground/models", headers=boss).json()["compare"] is True
+    assert api(compare=True).ask(version="champion").status_code == 200
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,9 +307,3 @@ def test_no_request_is_answered_with_a_server_error(api: Callable[..., Api], fie
     content = json.dumps(fields).encode()
     answer = it.client.post(IMAGES, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code in (200, 400, 404), answer.text
-
-
-def test_nothing_of_the_page_is_missing() -> None:
-    folder = Path(__file__).resolve().parents[2] / "serving" / "playground"
-    used = set(re.findall(r'el\("([\w-]+)"\)', (folder / "app.js").read_text()))
-    assert used <= set(re.findall(r'id="([\w-]+)"', (folder / "index.html").read_text()))

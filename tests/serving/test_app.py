@@ -138,6 +138,32 @@ def test_a_client_that_leaves_harms_nobody(running: Running, until: Callable[...
     until(lambda: read_logbook(logbook).column("status").to_pylist().count(499) == 3)  # and they were noticed
 
 
+def test_a_stream_and_a_cancelled_request_through_serve(running: Running, until: Callable[..., None]) -> None:
+    from tests.serving.live import events
+
+    ask: dict[str, Any] = {"prompt": "x", "num_inference_steps": 50, "stream": True, "partial_images": 2}
+    with running.client() as client:
+        with client.stream("POST", "/v1/images/generations", json={**ask, "progress": True, "seed": 3}) as answer:
+            seen = list(events(answer))
+        kinds = [event["type"].partition(".")[2] for event in seen]
+        assert kinds[0] == "progress" and kinds.count("partial_image") == 2 and kinds[-1] == "completed"
+        named = {"X-Request-ID": "to-be-cancelled"}
+        with client.stream(
+            "POST", "/v1/images/generations", json={**ask, "n": 8, "progress": True}, headers=named
+        ) as answer:
+            coming = events(answer)
+            next(coming)
+            with running.client() as other:
+                assert other.delete("/v1/requests/to-be-cancelled").status_code == 200
+            *_, last = coming
+        assert last["type"] == "error" and last["error"]["code"] == "cancelled"
+        link = client.post("/v1/images/generations", json={"prompt": "x", "response_format": "url"}).json()
+        assert httpx.get(link["data"][0]["url"], trust_env=False).headers["content-type"] == "image/png"
+    assert list((running.ctx.home / "requests").iterdir()) == []
+    logbook = running.ctx.home / "logbook"
+    until(lambda: "cancelled" in read_logbook(logbook).column("error").to_pylist())
+
+
 def test_the_champion_changes_under_load_without_a_failed_request(
     running: Running, tiny_models: Callable[[int], Artifact]
 ) -> None:
@@ -264,3 +290,19 @@ def test_the_builder_for_deployments_checks_its_arguments() -> None:
     assert app.build({"recipe": "demo", "set": ["run.port=0"]})
     with pytest.raises(InputError, match="recipe"):
         app.build({"recipes": "demo"})
+
+
+def test_replicas_and_autoscaling_of_a_recipe(tmp_path: Path) -> None:
+    from serving import app
+
+    def deployed(**run: Any) -> Any:
+        bound = app.application(recipe(tmp_path, **run), str(tmp_path), "sqlite:///none.db")
+        return bound._bound_deployment._deployment_config
+
+    fixed = deployed(replicas=3)
+    assert fixed.num_replicas == 3 and fixed.autoscaling_config is None and fixed.max_surge_percent == 100
+    scaled = deployed(replicas=2, max_replicas=5).autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (2, 5, 8)  # a whole batch
+    assert deployed(gpus_per_worker=1).max_surge_percent == 0  # there may be no room for one more
+    with pytest.raises(ValueError, match=r"max_replicas 1 is less than run.replicas 2"):
+        recipe(tmp_path, replicas=2, max_replicas=1)

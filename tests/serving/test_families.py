@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,10 @@ def test_a_model_of_one_pass_has_one_kind_of_order(service: Callable[..., Any]) 
     limits = service().service.limits
     asked = {"prompt": "a star", "seed": 1, "num_inference_steps": 7, "negative_prompt": "blur"}
     request = limits.parse(json.dumps(asked).encode())
-    order = limits.order(request, 8, False, False)
+    side: dict[str, Any] = {"image_size": 8, "granularity": 0, "samplers": ()}
+    one_pass: Any = SimpleNamespace(**side, uses_steps=False, uses_seed=False)
+    (order,) = limits.orders(request, one_pass)
     assert (order.steps, order.guidance_scale, order.negative_prompt) == (1, 1.0, None)
     assert order.ignored == ("num_inference_steps", "negative_prompt", "seed")
-    assert limits.order(request, 8).ignored == () and limits.order(request, 8).steps == 7
+    (steps,) = limits.orders(request, SimpleNamespace(**side, uses_steps=True, uses_seed=True))
+    assert steps.ignored == () and steps.steps == 7

@@ -11,12 +11,15 @@ import pytest
 
 from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Release
+from components.evaluation.registry import CHALLENGER, CHAMPION, SHADOW
 from components.evaluation.signing import KEY_FILE, Keys
 from components.evaluation.vouching import policy_digest
+from components.runtime.opening import open_artifact
 from components.runtime.storage import Artifact, Outcome, Store
 from components.runtime.tracking import Tracker
 from serving.engine import Served
-from serving.follower import CHAMPION, Follower, model_folder, open_artifact
+from serving.follower import Follower
+from serving.loading import model_folder
 from serving.metrics import Metrics
 
 
@@ -46,10 +49,22 @@ class World:
                 raise self.fail
             return painter
 
-        self.follower = Follower(
+        self._load = load
+        self.trials: dict[str, str] = {}  # version that is tried, by alias
+        self.follower = self.replica(self.switched)
+
+    def replica(self, switched: list[Served]) -> Follower:
+        """A follower of its own."""
+
+        def trial(alias: str, served: Served | None) -> None:
+            self.trials.pop(alias, None)
+            if served:
+                self.trials[alias] = served.version
+
+        return Follower(
             f"sqlite:///{self.db}", "x", "atelier",
-            load=load, switch=self.switched.append, metrics=self.metrics, keys=Keys(folder), retry_s=0.0,
-            policy=policy_digest(Release()),
+            load=self._load, switch=switched.append, metrics=self.metrics, keys=Keys(self.folder), retry_s=0.0,
+            policy=policy_digest(Release()), aliases=(CHALLENGER, SHADOW), trial=trial,
         )  # fmt: skip
 
     def release(self, name: str, **tags: str) -> Artifact:
@@ -220,3 +235,100 @@ def test_the_thread_follows_by_itself(world: World, until: Callable[[Callable[[]
     world.release("two")
     until(lambda: len(world.switched) == 2)
     world.follower.close()
+
+
+def test_a_challenger_and_a_shadow_are_loaded_beside_the_champion(world: World) -> None:
+    world.release("one")
+    assert world.served() == ["1"] and world.trials == {}
+    passed = world.gate.register(world.model("two"), reasons="improved on known")
+    failed = world.gate.register(world.model("three"), "fail")
+    tracker = world.gate.tracker
+    tracker.set_alias("atelier", CHALLENGER, passed.version)
+    tracker.set_alias("atelier", SHADOW, failed.version)
+    assert world.served() == ["1"] and world.trials == {"challenger": "2", "shadow": "3"}
+    state = world.follower.state
+    assert (state.challenger, state.shadow, state.refused) == ("2", "3", None)
+    assert world.follower.tags("2")["reasons"] == "improved on known"
+    loads = world.loads
+    world.gate.promote(2)  # the model that is loaded already becomes champion
+    assert world.served() == ["1", "2"] and world.trials == {"shadow": "3"} and world.loads == loads
+    tracker.delete_alias("atelier", SHADOW)
+    assert world.served() == ["1", "2"] and world.trials == {} and world.follower.state.shadow is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "verdict", "damage", "why"),
+    [
+        (CHALLENGER, "fail", "", "verdict on version 3 of atelier is fail"),
+        (CHALLENGER, "pass", "unsigned", "carries no signature"),
+        (SHADOW, "fail", "unsigned", "carries no signature"),
+        (SHADOW, "pass", "file", "damaged"),
+        (SHADOW, "pass", "weights", "about another model"),
+    ],
+)
+def test_what_the_gate_does_not_vouch_for_is_not_tried(
+    world: World, alias: str, verdict: str, damage: str, why: str
+) -> None:
+    world.release("zero")
+    one = world.gate.release(world.model("one"))
+    world.served()
+    artifact = world.model("two")
+    tags = (
+        {"gate": {"unsigned": "{}", "weights": one.tags["gate"]}[damage]} if damage in ("unsigned", "weights") else {}
+    )
+    made = world.gate.register(artifact, verdict, **tags)
+    world.gate.tracker.set_alias("atelier", alias, made.version)
+    if damage == "file":
+        (Path(artifact.url) / "weights.safetensors").write_text("owt")
+    before = world.served()
+    assert world.served() == before and world.trials == {}
+    told = getattr(world.follower.state, f"{alias}_why")
+    assert why in told and world.follower.state.refused is None
+    world.gate.tracker.delete_alias("atelier", alias)
+    world.served()
+    assert getattr(world.follower.state, f"{alias}_why") is None
+
+
+def test_a_champion_that_one_replica_gave_up_is_served_by_none(world: World) -> None:
+    world.release("one")
+    world.release("two")
+    theirs: list[Served] = []
+    other = world.replica(theirs)
+    world.served()
+    other.check()
+    assert [s.version for s in theirs] == ["2"] and other.state.served == "2"
+    world.follower.drop("2", "1", "3 of its first 4 requests failed")
+    state = world.follower.state
+    assert (state.served, state.refused, state.dropped_why) == ("1", "2", "3 of its first 4 requests failed")
+    assert world.served() == ["2"]  # this one has the other model already
+    other.check()
+    assert [s.version for s in theirs] == ["2", "1"] and other.state.refused == "2"
+    fresh: list[Served] = []  # a replica that starts now does not begin with it
+    started = world.replica(fresh)
+    started.check()
+    assert [s.version for s in fresh] == ["1"] and "first 4" in (started.state.dropped_why or "")
+    world.gate.promote(1)  # the registry is rolled back
+    other.check()
+    assert other.state.served == "1" and other.state.refused is None and other.state.dropped_why is None
+    world.gate.promote(2)  # promoted anew, it gets another chance
+    other.check()
+    assert other.state.served == "2" and other.state.dropped_why is None
+
+
+def test_a_first_champion_that_was_given_up_is_better_than_none(world: World) -> None:
+    world.release("one")
+    world.served()
+    world.follower._registry.drop(world.gate.tracker.version("atelier", 1), "bad")
+    fresh: list[Served] = []
+    world.replica(fresh).check()
+    assert [s.version for s in fresh] == ["1"]
+
+
+def test_damaged_notes_change_nothing_and_are_said(world: World) -> None:
+    world.release("one")
+    world.served()
+    (world.folder / "dropped.json").write_text("[")
+    world.release("two")
+    assert world.served() == ["1"] and "dropped.json" in (world.follower.state.registry_error or "")
+    (world.folder / "dropped.json").unlink()
+    assert world.served() == ["1", "2"]

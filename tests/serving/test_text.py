@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from components.data.tokenizing import encode, train_tokenizer, write_tokenizer
 from components.data.wording import clean_caption
 from components.models.reading import Reader, projecting_tower
 from components.models.text_encoder import load_tokenizer, make_clip
-from serving.schemas import ApiError, Limits
+from serving.limits import Limits
+from serving.schemas import ApiError
 
 LENGTH = 16
+GENERATOR: Any = SimpleNamespace(image_size=32, granularity=0, samplers=(), uses_steps=True, uses_seed=True)
 SCRIPTS = (
     "ein roter Stern auf weißem Grund", "красная звезда", "κόκκινο αστέρι", "红色的星星在灰色背景上", "赤い星",
     "빨간 별", "नीले रंग का तारा", "ดาวสีแดง", "წითელი ვარსკვლავი", "նարնջագույն աստղ", "ኮከብ ቀይ", "נקודה אדומה",
@@ -84,7 +87,7 @@ def test_the_api_takes_any_text_or_says_why_not(text: str, negative: str, escape
     limits = Limits(Serve(), "atelier")
     given_: dict[str, Any] = {"prompt": text, "negative_prompt": negative}
     try:
-        order = limits.order(limits.parse(json.dumps(given_, ensure_ascii=escaped).encode()), 32)
+        (order,) = limits.orders(limits.parse(json.dumps(given_, ensure_ascii=escaped).encode()), GENERATOR)
     except ApiError as error:
         assert error.status == 400 and error.message
         assert not text.strip() or any("\ud800" <= c <= "\udfff" for c in text + negative)
