@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from components.evaluation.release import read_record, versions
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, write_bytes
+from monitoring.live import answered
 
 STAGES = {  # kinds of artifacts by the stage that makes them
     "collect": ("collection",),
@@ -26,6 +27,7 @@ STAGES = {  # kinds of artifacts by the stage that makes them
     "watch": ("drift",),
 }
 TRAININGS = ("text_encoder", "autoencoder", "denoiser", "cnn", "vae", "gan", "judge_clip")
+_ATTRIBUTE = "fidelity."  # what metrics of one attribute begin with; other metrics name their extractor after a dot
 PAIRS = {"new": 8, "known": 4}  # prompts shown before and after, by prompt set
 
 
@@ -37,6 +39,7 @@ class Round:
     content: dict[str, Any]  # of the record
     version: int
     artifacts: dict[str, Artifact]  # by kind; the newest collection of the dataset, the model's own assessment
+    forced: str = ""  # why it was made champion in spite of its verdict
 
     @property
     def verdict(self) -> str:
@@ -46,7 +49,7 @@ class Round:
 
 def rounds(ctx: Context, records: Sequence[Artifact]) -> list[Round]:
     """The turns of the loop that ended in ``records``, with their artifacts found by lineage."""
-    by_model = {v.tags.get("model_digest"): v.version for v in versions(ctx)}
+    by_model = {v.tags.get("model_digest"): v for v in versions(ctx)}
     found = []
     for record in records:
         content = read_record(record)
@@ -65,7 +68,8 @@ def rounds(ctx: Context, records: Sequence[Artifact]) -> list[Round]:
         }
         latents = [a for a in ctx.store.list("latents") if a.manifest.inputs.get("dataset") == dataset.digest]
         parts |= {"latents": latents[-1]} if latents else {}
-        found.append(Round(record, content, by_model[model.digest], parts))
+        version = by_model[model.digest]
+        found.append(Round(record, content, version.version, parts, version.tags.get("forced", "")))
     return found
 
 
@@ -80,7 +84,7 @@ def write(
         logbook: every request, in ``LOGBOOK_SCHEMA``.
         failures: requests that the clients of the demo saw fail.
     """
-    turns = rounds(ctx, records)
+    turns, logbook = rounds(ctx, records), answered(logbook)
     summary = summarize(ctx, turns, drift, logbook, failures)
     write_bytes(str(ctx.home / "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
     write_bytes(str(ctx.home / "report.html"), _render(ctx, turns, drift, logbook, summary).encode())
@@ -307,14 +311,21 @@ def _release(turn: Round) -> dict[str, Any]:
     return {
         "version": turn.version,
         "verdict": turn.verdict,
+        "forced": turn.forced,
         "reasons": turn.content["reasons"],
         "metrics": [
-            row(n, m, e) for n, metrics in turn.content["metrics"].items() for m, e in metrics.items() if "." not in m
+            row(n, m, e)
+            for n, metrics in turn.content["metrics"].items()
+            for m, e in metrics.items()
+            if not m.startswith(_ATTRIBUTE)
         ],
         "attributes": [
-            f"{n}: " + ", ".join(f"{m.partition('.')[2]} {e['value']:.1%}" for m, e in metrics.items() if "." in m)
+            f"{n}: "
+            + ", ".join(
+                f"{m.partition('.')[2]} {e['value']:.1%}" for m, e in metrics.items() if m.startswith(_ATTRIBUTE)
+            )
             for n, metrics in turn.content["metrics"].items()
-            if any("." in m for m in metrics)
+            if any(m.startswith(_ATTRIBUTE) for m in metrics)
         ],
         "protocol": ", ".join(f"{k} {str(v)[:16]}" for k, v in turn.content["stamp"].items()),
         "sheet": _image(turn.artifacts["assessment"].path("sheet.png").read_bytes()),

@@ -25,17 +25,23 @@ from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
 from monitoring.decide import Decision, ReleaseInfo, decide
 from monitoring.drift import CHANCE, MATTERS, METHOD, DriftResult, measure_drift
 from monitoring.features import CaptionIndex, pixel_stats
+from monitoring.live import Live, answered, live, version_before
 
 RECENT = 1000  # requests: drift is a matter of what is asked now, not of what was asked last year
 REFERENCE = 3000  # training captions that prompts are compared with, evenly drawn; the words are those of all
 PICTURES = 500  # training pictures that made pictures are compared with
 _WINDOWS = 10
 _NOTHING: dict[str, Any] = {"columns": {}, "unknown_words": {}}
-_REVISION = 1  # of the columns and the method; part of the identity
+_REVISION = 2  # of the columns and the method; part of the identity
 
 
 def watch(
-    ctx: Context, dataset: Artifact, logbook: pa.Table, model_version: str, can_roll_back: bool = True
+    ctx: Context,
+    dataset: Artifact,
+    logbook: pa.Table,
+    model_version: str,
+    can_roll_back: bool = True,
+    dropped: str | None = None,
 ) -> Artifact:
     """The drift artifact of the requests to ``model_version``: at most the latest :data:`RECENT`.
 
@@ -43,16 +49,22 @@ def watch(
         dataset: what that version was trained on.
         logbook: rows of ``LOGBOOK_SCHEMA`` in any order.
         can_roll_back: whether an earlier version is there to return to.
+        dropped: why a server gave that version up already; None when none did.
 
     Raises:
         DataError: the dataset holds fewer than two training captions.
     """
     rows = window(logbook, model_version)
     limits = ctx.recipe.watch
+    now, before = _live(logbook, rows, model_version)
+    release = ReleaseInfo(model_version, can_roll_back, dropped, now, before)
     config = {
         "watch": limits.identity(),
         "model_version": model_version,
         "can_roll_back": can_roll_back,
+        "dropped": dropped,
+        "live": now.as_json(),
+        "before": before and before.as_json(),
         "requests": rows.num_rows,
         "window": window_digest(rows),
         "revision": _REVISION,
@@ -71,8 +83,9 @@ def watch(
             prompts = asked["prompt"].to_pylist()
             reference = _evenly(captions, REFERENCE)
             drift = measure_drift(index, reference, prompts, pictures, report, limits.threshold)
-        decision = decide(drift, rows.num_rows, error_rate, ReleaseInfo(model_version, can_roll_back), limits)
+        decision = decide(drift, rows.num_rows, error_rate, release, limits)
         found = _summary(drift, decision, error_rate, rows.num_rows, model_version, ctx)
+        found |= {"live": now.as_json(), "before": before and before.as_json(), "dropped": dropped}
         found["windows"] = _windows(index, asked) if index else []
         write_bytes(f"{draft.url}/drift.json", json.dumps(found, indent=2, ensure_ascii=False).encode())
         write_bytes(f"{draft.url}/prompts.parquet", _parquet(index, asked))
@@ -89,12 +102,14 @@ def window(logbook: pa.Table, model_version: str) -> pa.Table:
 
     A request for several pictures has several rows and counts once. Requests refused for the client's fault
     (status 400 to 499) say nothing about the model, nor do those drawn in a style: their subjects have names that no
-    training caption has, and pictures that the model alone does not draw.
+    training caption has, and pictures that the model alone does not draw. What was drawn besides and shown to nobody
+    is no request.
     """
-    status = logbook["status"]
-    ours = pc.and_(pc.equal(logbook["model_version"], model_version), pc.is_null(logbook["style"]))
-    answered = pc.or_(pc.less(status, 400), pc.greater_equal(status, 500))
-    rows = logbook.filter(pc.and_(ours, answered)).sort_by([("time", "ascending"), ("request_id", "ascending")])
+    told = answered(logbook)
+    status = told["status"]
+    ours = pc.and_(pc.equal(told["model_version"], model_version), pc.is_null(told["style"]))
+    meant = pc.or_(pc.less(status, 400), pc.greater_equal(status, 500))
+    rows = told.filter(pc.and_(ours, meant)).sort_by([("time", "ascending"), ("request_id", "ascending")])
     first = {request: i for i, request in reversed(list(enumerate(rows["request_id"].to_pylist())))}
     return rows.take(pa.array(sorted(first.values())[-RECENT:], pa.int64()))
 
@@ -122,6 +137,12 @@ def decision_of(artifact: Artifact) -> Decision:
 def report_path(ctx: Context, artifact: Artifact) -> Path:
     """Where Evidently's HTML of a drift artifact lies; there is none when too little was asked to compare."""
     return ctx.home / "drift" / f"{artifact.manifest.identity[:12]}.html"
+
+
+def _live(logbook: pa.Table, rows: pa.Table, version: str) -> tuple[Live, Live | None]:
+    """Figures of ``version``, whose requests are ``rows``, and of the version that was served before it."""
+    now, earlier = live(logbook, rows, version), version_before(logbook, version)
+    return now, live(logbook, window(logbook, earlier), earlier, now.judge) if earlier else None
 
 
 def _summary(

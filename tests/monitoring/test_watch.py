@@ -134,6 +134,20 @@ def test_failures_of_the_version_roll_back_and_those_of_others_do_not(ctx: Conte
     assert alone.action == "keep" and "no earlier version" in alone.reasons[1]
 
 
+def test_what_a_server_gave_up_and_what_got_slower_is_rolled_back(ctx: Context, dataset: Artifact) -> None:
+    rng = np.random.default_rng(11)
+    prompts = [said(rng, OLD) for _ in range(60)]
+    few = make_logbook(prompts[:5], "5", failed=3)
+    given_up = watch(ctx, dataset, few, "5", dropped="3 of its first 5 requests failed")
+    assert decision_of(given_up).action == "roll_back"
+    fast, slow = make_logbook(prompts, "6"), make_logbook(prompts, "7", first=100)
+    slow = slow.set_column(slow.schema.get_field_index("seconds"), "seconds", pa.array([0.5] * 60, pa.float32()))
+    patient = Context.of(Recipe(name="patient", watch={"max_latency_ratio": 2.0}, run=ctx.recipe.run))
+    artifact = watch(patient, dataset, pa.concat_tables([fast, slow]), "7")
+    assert decision_of(artifact).action == "roll_back" and "5.0 times" in decision_of(artifact).reasons[0]
+    assert read_drift(artifact)["before"]["version"] == "6" and read_drift(artifact)["live"]["p95"] == 0.5
+
+
 @pytest.mark.parametrize("number", [0, 1, 49])
 def test_too_few_requests_are_no_ground_to_judge(ctx: Context, dataset: Artifact, number: int) -> None:
     artifact = watch(ctx, dataset, make_logbook(["a zeppelin"] * number), "1")
