@@ -19,7 +19,8 @@ from components.evaluation.gate import primary_set
 from components.evaluation.generation import pipeline_folder
 from components.evaluation.intervals import wilson
 from components.evaluation.judge import Judge
-from components.evaluation.metrics import Moments, frechet_estimate, inception_score, precision_recall
+from components.evaluation.metrics import Moments, frechet_estimate, inception_score
+from components.evaluation.neighbours import precision_recall
 from components.evaluation.prompts import heldout_rows
 from components.models.families import ImageGenerator, load_generator
 from components.runtime.stage import Context

@@ -1,0 +1,88 @@
+"""Ray Serve's own ways to serve a diffusion pipeline, on the same checkpoint.
+
+* :func:`one_by_one`: the example of its documentation ("Serve a Stable Diffusion Model"): one request, one call of the
+  pipeline
+* :func:`batched`: the same with ``@serve.batch``, which takes whole requests together
+
+Both take steps and guidance from the request, and the precision that ours computes in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from ray import serve
+
+MOST = 16  # requests in a call
+_app = FastAPI()
+
+
+@serve.deployment(num_replicas=1, max_ongoing_requests=512)
+@serve.ingress(_app)
+class APIIngress:
+    """The example's HTTP side."""
+
+    def __init__(self, diffusion_model_handle: Any) -> None:
+        self.handle = diffusion_model_handle
+
+    @_app.get("/imagine", response_class=Response)
+    async def generate(self, prompt: str, steps: int, guidance: float) -> Response:
+        """A PNG of the prompt."""
+        image = await self.handle.generate.remote(prompt, steps, guidance)
+        stream = BytesIO()
+        image.save(stream, "PNG")
+        return Response(content=stream.getvalue(), media_type="image/png")
+
+
+class Pipeline:
+    """The stock pipeline in ``folder``."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        torch.set_num_threads(threads)
+        self.pipe = StableDiffusionPipeline.from_pretrained(folder)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def draw(self, prompts: list[str], steps: int, guidance: float) -> list[Any]:
+        """One picture a prompt."""
+        from components.runtime.precision import autocast
+
+        with autocast("cpu"):
+            images: list[Any] = self.pipe(prompts, num_inference_steps=steps, guidance_scale=guidance).images
+        return images
+
+
+# one at a time: a pipeline keeps the state of its sampler, so calls must not overlap
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
+class OneByOne(Pipeline):
+    """The example's model side."""
+
+    def generate(self, prompt: str, steps: int, guidance: float) -> Any:
+        """A picture."""
+        return self.draw([prompt], steps, guidance)[0]
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=512)
+class Batched(Pipeline):
+    """Whole requests together, all with the steps of the longest: a pipeline has one number of steps a call."""
+
+    @serve.batch(max_batch_size=MOST, batch_wait_timeout_s=0.02)
+    async def generate(self, prompts: list[str], steps: list[int], guidances: list[float]) -> list[Any]:
+        """A picture for each."""
+        return await asyncio.to_thread(self.draw, prompts, max(steps), guidances[0])
+
+
+def deploy(model: Any, name: str, base: str, folder: str, threads: int) -> str:
+    """Run a rival beside the server at ``base``; returns its URL."""
+    bound = model.options(
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
+    ).bind(folder, threads)
+    ingress = APIIngress.options(ray_actor_options={"num_cpus": 0}).bind(bound)
+    serve.run(ingress, name=name, route_prefix=f"/{name}", logging_config={"enable_access_log": False})
+    return f"{base}/{name}"
