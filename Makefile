@@ -40,8 +40,20 @@ bench-data: $(INSTALLED)  ## Figures of collecting and preparing beside their ri
 bench-train: $(INSTALLED)  ## Figures of the training engine, in docs/benchmarks/train.md; PARTS=fidelity, PARTS=gpu for the long ones
 	$(BIN)/python -m tests.benchmarks.train $(PARTS)
 
+bench-assess: $(INSTALLED)  ## Pictures a minute of an assessment beside the pipeline called prompt by prompt, in docs/benchmarks/assess.md
+	$(BIN)/python -m tests.benchmarks.assess $(RUNS)
+
+bench-serve: $(INSTALLED)  ## Figures of the image API beside Ray Serve's examples, in docs/benchmarks/serve.md; PARTS=quick shows that it works
+	$(BIN)/python -m tests.benchmarks.serve $(PARTS)
+
 bench-ablations: $(INSTALLED)  ## The choices behind the training's defaults, in docs/benchmarks/ablations; goes on where it stopped
 	$(BIN)/python -m tests.benchmarks.ablations $(ARGS)
+
+bench-moderation: $(INSTALLED)  ## False alarms and recall of prompt moderation, in docs/benchmarks/moderation.md; needs ../shared/data
+	$(BIN)/python -m tests.benchmarks.moderation
+
+bench-watermark: $(INSTALLED)  ## How often the invisible watermark is read after what happens to pictures, in docs/benchmarks/watermark.md
+	$(BIN)/python -m tests.benchmarks.watermark $(ARGS)
 
 ladder: $(INSTALLED)  ## All families at equal wall time, in docs/benchmarks/ladder; MINUTES=20 a family, PARTS="families ablation"
 	$(BIN)/python -m tests.benchmarks.ladder $(PARTS)
@@ -63,4 +75,4 @@ constraints: $(INSTALLED)  ## Write constraints.txt from what .venv holds now
 clean:  ## Remove runs and caches, keep .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
 
-.PHONY: help install demo test test-fast bench-data bench-train bench-ablations ladder lint format constraints clean
+.PHONY: help install demo test test-fast bench-data bench-train bench-assess bench-serve bench-ablations bench-moderation bench-watermark ladder lint format constraints clean

@@ -15,10 +15,13 @@ from pipelines import (
     end_to_end,
     finetune,
     forget,
+    keys,
     lineage,
     looking,
+    origin,
     prepare,
     release,
+    rollout,
     train,
     watch,
 )
@@ -57,6 +60,7 @@ app.command("train", rich_help_panel=STAGES)(train.command)
 app.command("assess", rich_help_panel=STAGES)(assess.command)
 app.command("release", rich_help_panel=STAGES)(release.command)
 app.command("serve", rich_help_panel=STAGES)(deploy.command)
+app.command("rollout", rich_help_panel=STAGES)(rollout.command)
 app.command("watch", rich_help_panel=STAGES)(watch.command)
 app.command("finetune", rich_help_panel=STAGES)(finetune.command)
 app.command("demo", rich_help_panel=LOOK)(demo.command)
@@ -66,7 +70,9 @@ app.command("lineage", rich_help_panel=LOOK)(lineage.command)
 app.command("inspect", rich_help_panel=LOOK)(looking.inspect)
 app.command("forget", rich_help_panel=LOOK)(forget.command)
 app.command("recipe", rich_help_panel=LOOK)(looking.recipe)
-app.command("key", rich_help_panel=LOOK)(looking.key)
+app.add_typer(keys.app, name="key", rich_help_panel=LOOK)
+app.command("verify", rich_help_panel=LOOK)(origin.verify)
+app.command("erase", rich_help_panel=LOOK)(origin.erase)
 
 
 @app.command("site", rich_help_panel=LOOK)

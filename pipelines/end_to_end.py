@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from components.evaluation import release as releasing
+from components.runtime.recording import recorded
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.training.rules import check_recipe
@@ -19,10 +20,11 @@ STAGES: tuple[str, ...] = ("collect", "prepare", "train", "assess", "release")
 def end_to_end(ctx: Context) -> Artifact:
     """From the recipe's source to the gate's record of the model made of it."""
     check_recipe(ctx.recipe)  # before hours of collecting
-    collection = collect(ctx)
-    dataset = prepare(ctx, [collection])
-    model = train(ctx, dataset)
-    return release(ctx, model, judge(ctx, dataset))
+    with recorded(ctx):
+        collection = collect(ctx)
+        dataset = prepare(ctx, [collection])
+        model = train(ctx, dataset)
+        return release(ctx, model, judge(ctx, dataset))
 
 
 def command(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:

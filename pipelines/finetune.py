@@ -11,6 +11,7 @@ from components.evaluation import release as releasing
 from components.evaluation.registry import CHAMPION
 from components.evaluation.styles import fitting, styles
 from components.runtime.progress import say
+from components.runtime.recording import recorded
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from pipelines.assess import judge
@@ -34,13 +35,14 @@ def finetune(ctx: Context) -> Artifact | None:
         for role, d in sorted(known.manifest.inputs.items())
         if "collection" in role
     ]
-    new = collect(ctx)
-    if new.digest in {old.digest for old in past}:
-        say("finetune: the source holds nothing new; the champion stays")
-        return None
-    dataset = prepare(ctx, [*past, new], tokenizer_from=known)
-    model = train(ctx, dataset, champion=champion)
-    return release(ctx, model, judge(ctx, dataset))
+    with recorded(ctx, "retrain", champion=champion.digest[:12]):
+        new = collect(ctx)
+        if new.digest in {old.digest for old in past}:
+            say("finetune: the source holds nothing new; the champion stays")
+            return None
+        dataset = prepare(ctx, [*past, new], tokenizer_from=known)
+        model = train(ctx, dataset, champion=champion)
+        return release(ctx, model, judge(ctx, dataset))
 
 
 def command(

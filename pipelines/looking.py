@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -79,6 +78,7 @@ def generate(
     from PIL import Image
 
     from components.models.families import load_generator
+    from components.models.stepping import Style
 
     ctx = context(recipe, overrides, debug)
     if not prompt.strip():
@@ -90,15 +90,15 @@ def generate(
     version, model = releasing.require_champion(ctx)
     model.verify()
     adapter = find_style(ctx, style, model.digest) if style else None
-    generator: Any = load_generator(model.local())
+    generator = load_generator(model.local())
     started = time.monotonic()
-    with generator.styled(adapter.digest, adapter.path("model/" + WEIGHTS).parent) if adapter else nullcontext():
-        images = generator.generate(
-            [prompt] * number,
-            list(range(seed, seed + number)),
-            steps=steps or ctx.recipe.serve.default_steps,
-            guidance_scale=guidance or ctx.recipe.serve.default_guidance,
-        )
+    images = generator.generate(
+        [prompt] * number,
+        list(range(seed, seed + number)),
+        steps=steps or ctx.recipe.serve.default_steps,
+        guidance_scale=guidance or ctx.recipe.serve.default_guidance,
+        style=Style(adapter.digest, adapter.path("model/" + WEIGHTS).parent) if adapter else None,
+    )
     sheet = Image.fromarray(np.concatenate(list(images), axis=1))
     scale = max(1, 256 // generator.image_size)
     sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(output)
@@ -150,18 +150,6 @@ def recipe(
     from components.runtime.recipes import load_recipe
 
     typer.echo(yaml.safe_dump(load_recipe(name, overrides or ()).model_dump(mode="json"), sort_keys=False), nl=False)
-
-
-def key(
-    name: Annotated[str, typer.Argument(help="Whom the key is for; shown in the logbook.")],
-    recipe: RecipeOption = "demo",
-    overrides: SetOption = None,
-) -> None:
-    """Make an API key for the server. It is shown once; only its hash is kept."""
-    from serving.auth import make_key
-
-    ctx = context(recipe, overrides)
-    typer.echo(make_key(ctx.home / "keys.json", name))
 
 
 def serve_parquet(parquet: Path, list_path: Path, caption_column: str, port: int) -> None:

@@ -17,6 +17,7 @@ from components.data import collecting, preparing, sources
 from components.evaluation import release as releasing
 from components.evaluation import styles as styling
 from components.evaluation.registry import CHAMPION, Registry
+from components.runtime.opening import open_artifact
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
@@ -75,8 +76,6 @@ def base_model(ctx: Context, model: str) -> tuple[Artifact, str]:
         return registry.model_of(versions[model]), model
     folder = Path(model)
     if (folder / MANIFEST_NAME).is_file():
-        from serving.follower import open_artifact
-
         return open_artifact(str(folder.absolute())), ""
     return adopt(ctx, folder), ""
 

@@ -8,7 +8,9 @@ import typer
 
 from components.contracts.errors import InputError
 from components.evaluation import release as releasing
+from components.evaluation.showing import show_release
 from components.runtime.progress import say
+from components.runtime.recording import recorded
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from pipelines.assess import judge
@@ -19,10 +21,13 @@ from pipelines.train import train
 
 def release(ctx: Context, model: Artifact | None = None, by: Artifact | None = None) -> Artifact:
     """The gate's record for ``model``, measured with the champion by one judge on the same prompts and seeds."""
-    if model is None or by is None:
-        dataset = prepare(ctx)
-        model, by = model or train(ctx, dataset), by or judge(ctx, dataset)
-    return releasing.judge_and_release(ctx, model, by)
+    with recorded(ctx):
+        if model is None or by is None:
+            dataset = prepare(ctx)
+            model, by = model or train(ctx, dataset), by or judge(ctx, dataset)
+        record = releasing.judge_and_release(ctx, model, by)
+        show_release(ctx, record)
+    return record
 
 
 def command(
@@ -50,7 +55,10 @@ def command(
         elif rotate_key:
             say(f"release: new signatures carry the key {releasing.rotate_key(ctx)}; the former one still verifies")
         elif force:
-            releasing.force(ctx, reason, version or None, None if version else release(ctx))
+            record = None if version else release(ctx)
+            releasing.force(ctx, reason, version or None, record)
+            if record:
+                show_release(ctx, record)  # again: it says by whom it was forced
         else:
             releasing.require_pass(release(ctx))
 

@@ -11,6 +11,7 @@ import typer
 
 from components.contracts.recipe import Recipe
 from components.evaluation.retrieval import measure_encoder
+from components.runtime.recording import recorded
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from components.training import families, loading, stages
@@ -24,19 +25,20 @@ from pipelines.prepare import prepare
 def train(ctx: Context, dataset: Artifact | None = None, champion: Artifact | None = None) -> Artifact:
     """The model of ``dataset`` (by default: the recipe's); with ``champion``, continued from its weights."""
     check_recipe(ctx.recipe)
-    start = families.champion_parts(ctx, champion)
-    dataset = dataset or prepare(ctx)
-    family = ctx.recipe.model.family
-    text_encoder = loading.text_encoder_of(ctx, dataset, start.get("text_encoder"), measure_encoder)
-    if family != "diffusion":
+    with recorded(ctx):
+        start = families.champion_parts(ctx, champion)
+        dataset = dataset or prepare(ctx)
+        family = ctx.recipe.model.family
+        text_encoder = loading.text_encoder_of(ctx, dataset, start.get("text_encoder"), measure_encoder)
+        if family != "diffusion":
+            texts = encode_texts(ctx, dataset, text_encoder) if ctx.recipe.train.encode_text else None
+            network = families.train_network(ctx, dataset, text_encoder, start.get(family), texts)
+            return families.assemble_network(ctx, dataset, text_encoder, network)
+        autoencoder = loading.autoencoder_of(ctx, dataset, start.get("autoencoder"))
+        latents = encode_latents(ctx, dataset, autoencoder)
         texts = encode_texts(ctx, dataset, text_encoder) if ctx.recipe.train.encode_text else None
-        network = families.train_network(ctx, dataset, text_encoder, start.get(family), texts)
-        return families.assemble_network(ctx, dataset, text_encoder, network)
-    autoencoder = loading.autoencoder_of(ctx, dataset, start.get("autoencoder"))
-    latents = encode_latents(ctx, dataset, autoencoder)
-    texts = encode_texts(ctx, dataset, text_encoder) if ctx.recipe.train.encode_text else None
-    denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, start.get("denoiser"), texts)
-    return stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
+        denoiser = stages.train_denoiser(ctx, dataset, latents, text_encoder, autoencoder, start.get("denoiser"), texts)
+        return stages.assemble_model(ctx, dataset, text_encoder, autoencoder, denoiser)
 
 
 PreflightOption = Annotated[

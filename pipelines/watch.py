@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from components.evaluation import release as releasing
+from components.evaluation.dropping import Drops
+from components.evaluation.registry import can_roll_back
+from components.evaluation.signing import Keys
 from components.runtime.progress import say
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
@@ -15,6 +18,7 @@ from monitoring import watch as watching
 from monitoring.schedule import run_on_schedule
 from pipelines.finetune import finetune
 from pipelines.options import DebugOption, RecipeOption, SetOption, context, run
+from pipelines.origin import forget_erased
 from serving.logbook import read_logbook
 
 
@@ -22,15 +26,18 @@ def watch(ctx: Context) -> Artifact:
     """The drift report of what was asked of the champion since it was released, with its decision."""
     version, model = releasing.require_champion(ctx)
     dataset = ctx.store.by_digest("dataset", model.manifest.inputs["dataset"])
-    return watching.watch(ctx, dataset, read_logbook(ctx.home / "logbook"), str(version.version))
+    dropped = Drops(ctx.home, Keys(ctx.home)).why(version)
+    forget_erased(ctx)
+    logbook = read_logbook(ctx.home / "logbook")
+    return watching.watch(ctx, dataset, logbook, str(version.version), can_roll_back(ctx), dropped)
 
 
-def act(ctx: Context, action: str) -> None:
-    """Do what was decided: ``keep``, ``retrain`` or ``roll_back``."""
+def act(ctx: Context, action: str, why: str = "") -> None:
+    """Do what was decided: ``keep``, ``retrain`` or ``roll_back``; ``why`` is kept with a rollback."""
     if action == "retrain":
         finetune(ctx)
     elif action == "roll_back":
-        releasing.rollback(ctx, "the watch found too many failed requests")
+        releasing.rollback(ctx, f"the watch: {why}" if why else "the watch decided so")
 
 
 def command(
@@ -58,7 +65,7 @@ def command(
         decision = watching.decision_of(watch(ctx))
         say(f"watch: {decision.action}: {'; '.join(decision.reasons)}")
         if not dry_run:
-            act(ctx, decision.action)
+            act(ctx, decision.action, "; ".join(decision.reasons))
 
 
 if __name__ == "__main__":

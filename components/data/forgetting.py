@@ -34,7 +34,8 @@ from components.runtime.storage import Artifact, Store, cache_root, write_bytes
 if TYPE_CHECKING:
     from components.runtime.tracking import ModelVersion
 
-_PAGES = ("dataset.html", "duplicates.html")  # show pictures
+_JUDGED = ("assessment.html", "release.html")  # of which the registry keeps copies
+_PAGES = ("dataset.html", "duplicates.html", *_JUDGED)  # show pictures
 
 
 def forget(
@@ -207,6 +208,8 @@ def _pages(home: Path, survey: Survey, plans: list[Plan]) -> list[Path]:
     found = []
     if any(plan.artifact.manifest.kind in DATA for plan in plans):
         found += [home / name for name in _PAGES if (home / name).exists()]
+        found += [page for name in _JUDGED for page in sorted(home.glob(f"mlruns/**/{name}"))]
+        found += [folder for folder in [home / "features"] if folder.exists()]  # what extractors said of pictures
     for page in [*home.glob("*.html"), *home.glob("data_docs/**/*.html"), *home.glob("drift/**/*.html")]:
         if page not in found and survey.texts.said_in(page.read_text(encoding="utf-8", errors="replace")):
             found.append(page)
@@ -225,7 +228,10 @@ def _remove_views(unfinished: list[str], pages: list[Path]) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
     for page in pages:
-        page.unlink(missing_ok=True)
+        if page.is_dir():
+            shutil.rmtree(page)
+        else:
+            page.unlink(missing_ok=True)
 
 
 def _keep_scores(store: Store) -> None:

@@ -21,22 +21,28 @@ class Door:
     """What a key of the recipe takes for a model.
 
     Args:
-        key: in the section ``prepare``.
-        files: patterns of the files that make up the model, for fetching and for its identity.
+        key: of the section. files: patterns of the files that make up the model, for fetching and for its identity.
         expected: what the key may name, in words. remedy: where a model cannot be loaded.
+        section: of the recipe.
     """
 
     key: str
     files: tuple[str, ...]
     expected: str
     remedy: str
+    section: str = "prepare"
+
+    def names(self, folder: Path) -> list[str]:
+        """The model's files, as paths within the folder, in order."""
+        found = sorted({path for pattern in self.files for path in folder.glob(pattern) if path.is_file()})
+        return [path.relative_to(folder).as_posix() for path in found]
 
     def digest(self, folder: Path) -> str:
         """SHA-256 (hex) of the model's files, for the identity of what is measured with it."""
         found = hashlib.sha256()
-        for path in sorted({p for pattern in self.files for p in folder.glob(pattern) if p.is_file()}):
-            found.update(f"{path.relative_to(folder)}\n".encode())
-            with path.open("rb") as file:
+        for name in self.names(folder):
+            found.update(f"{name}\n".encode())
+            with (folder / name).open("rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
         return found.hexdigest()
 
@@ -56,7 +62,7 @@ class Door:
                 return Path(snapshot_download(name, allow_patterns=list(self.files)))
         except (OSError, HFValidationError) as error:
             raise RecipeError(
-                f"prepare.{self.key}: no folder {name} is here, and the Hugging Face hub gave no such model: "
+                f"{self.section}.{self.key}: no folder {name} is here, and the Hugging Face hub gave no such model: "
                 f"{str(error).splitlines()[0]}",
                 expected=self.expected,
                 remedy="correct the name, copy the model's folder to this machine, or fetch it once with the hub in "
@@ -76,7 +82,7 @@ class Door:
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RecipeError(
-                f"prepare.{self.key}: the model in {folder} cannot be loaded: {reason}",
+                f"{self.section}.{self.key}: the model in {folder} cannot be loaded: {reason}",
                 expected=self.expected,
                 remedy=self.remedy,
             ) from error

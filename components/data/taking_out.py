@@ -68,7 +68,10 @@ class Planner:
         elif artifact.manifest.kind in DATA:
             self._rows(plan)
         elif artifact.manifest.kind == "assessment":
-            self._assessment(plan)
+            for name in ("per_prompt.parquet", "diversity.parquet"):
+                self._drawn(plan, name)
+        elif artifact.manifest.kind == "judge" and "kept.parquet" in artifact.manifest.files:
+            self._keyed(plan, "kept.parquet", "id", set(), Counter())
         hidden = self._survey.texts.addresses.hidden(artifact.manifest.evidence)
         plan.evidence = hidden if hidden != artifact.manifest.evidence else None
         for name in ("prompts.json", "validation.json"):
@@ -152,7 +155,8 @@ class Planner:
         plan.dropped = {reason: n for reason, n in sorted(dropped.items()) if n}
 
     def _keyed(self, plan: Plan, name: str, key: str, rows: set[int], counts: Counter[str]) -> None:
-        """A table whose rows are named by another one: pixels by the scores' rows, latents by the dataset's ids."""
+        """A table whose rows are named by another one: pixels by the scores' rows; latents and what a judge
+        keeps by the dataset's ids."""
         url = plan.artifact.url
         wanted = pa.array(sorted(rows), pa.int64()) if key == "row" else pa.array(sorted(self._survey.ids), pa.string())
 
@@ -203,9 +207,8 @@ class Planner:
             plan.removed["pages"] += 1
             plan.files[name] = lambda: None
 
-    def _assessment(self, plan: Plan) -> None:
+    def _drawn(self, plan: Plan, name: str) -> None:
         """Prompts that were such captions, and what the model drew of them."""
-        name = "per_prompt.parquet"
         if name not in plan.artifact.manifest.files:
             return
         captions = pa.array(sorted(self._survey.texts.captions), pa.string())

@@ -179,7 +179,8 @@ def assemble_model(
     def build(draft: Draft) -> Outcome:
         from components.models.autoencoder import load_autoencoder
         from components.models.denoiser import load_denoiser
-        from components.models.pipeline import make_scheduler, save_pipeline
+        from components.models.pipeline import save_pipeline
+        from components.models.samplers import make_scheduler
         from components.models.text_encoder import load_text_tower, load_tokenizer
 
         latents = ctx.store.by_digest("latents", denoiser.manifest.inputs["latents"])
@@ -238,7 +239,8 @@ def train_task(
     # asked first: a registry that is down should cost no training
     tracker = Tracker(ctx.registry_uri, ctx.recipe.name, ctx.home / "mlruns")
     tags = {"artifact": draft.identity, "dataset": dataset.digest}
-    with tracker.run(f"train {task.name}", tags=tags, resume=tracker.find_run(tags)) as run:
+    parent = ctx.recorder.parent() if ctx.recorder else None
+    with tracker.run(f"train {task.name}", parent, tags, tracker.find_run(tags)) as run:
         listener = RunListener(run)
         run.log_params({"config": draft.config})
         run.set_tags({"workers": str(ctx.recipe.run.workers), "zero_stage": str(plan.zero_stage)})

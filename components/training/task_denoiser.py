@@ -15,7 +15,8 @@ from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Denoiser
 from components.models import denoiser as denoisers
 from components.models import text_encoder as encoders
-from components.models.pipeline import NOISE_LEVELS, Generator, alpha_bars, make_scheduler
+from components.models.pipeline import Generator
+from components.models.samplers import NOISE_LEVELS, alpha_bars, make_scheduler
 from components.training import objective
 from components.training.alignment import Alignment, Views, features_of
 from components.training.captions import load_all_captions

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 
 from components.runtime.storage import Artifact, Store
 
@@ -74,6 +75,36 @@ def test_looking(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> No
         [*tiny.command(undisturbed.parent, tiny.port, "inspect", "dataset"), "--output", str(tmp_path / "x.html")]
     )
     assert done.returncode == 0 and "<html" in (tmp_path / "x.html").read_text(), done.stderr
+
+
+def test_what_is_shown_of_it(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    page = (undisturbed / "release.html").read_text()
+    for word in ("atelier version 2", "Champion and challenger", "Nearest training pictures", "From worst to best"):
+        assert word in page
+    assert not re.search(r"""(src|href)=["']?https?:|url\(["']?https?:""", page)
+    side = tmp_path / "side.html"
+    done = tiny.finish(
+        [*tiny.command(undisturbed.parent, tiny.port, "assess", "--against", "2"), "--output", str(side)]
+    )
+    assert done.returncode == 0 and f"assess: see {side}" in done.stderr, done.stderr
+    assert "what the gate would say" in side.read_text()
+
+    client = MlflowClient(f"sqlite:///{undisturbed / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    passes = {r.data.tags["pipeline"]: r for r in runs if "mlflow.parentRunId" not in r.data.tags}
+    assert set(passes) == {"run", "retrain"} and all(r.data.tags["verdict"] == "pass" for r in passes.values())
+    for name, above in passes.items():
+        kinds = {r.data.tags["kind"] for r in runs if r.data.tags.get("mlflow.parentRunId") == above.info.run_id}
+        made = {"collection", "scores", "dataset", "text_encoder", "autoencoder", "latents", "denoiser", "model"}
+        assert kinds >= made | {"judge_clip", "judge", "assessment", "release"}, name
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    trained = next(r for r in runs if r.info.run_name == "train denoiser")
+    assert len(client.get_metric_history(trained.info.run_id, "loss")) > 1
+    assert "dataset" in {d.dataset.name for d in trained.inputs.dataset_inputs}
+
+    done = tiny.finish([*tiny.command(undisturbed.parent, tiny.port, "lineage", "2")])
+    for word in ("urls", "success", "collection", "dataset", "denoiser", "assessment", "verdict pass", "run "):
+        assert word in done.stdout, done.stdout + done.stderr
 
 
 def test_a_damaged_artifact_is_named(undisturbed: Path, tiny: SimpleNamespace) -> None:

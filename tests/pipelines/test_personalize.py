@@ -20,6 +20,7 @@ from components.data.world import render
 from components.evaluation.styles import find_style, styles
 from components.models.adapters import WEIGHTS
 from components.models.pipeline import Generator
+from components.models.stepping import Style
 from components.runtime.cluster import ray_session
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Outcome
@@ -77,10 +78,10 @@ def with_prior(ctx: Context, *prior: str) -> Context:
     return Context(ctx.recipe.model_copy(update={"adapter": adapter}), ctx.store, ctx.home)
 
 
-def shares(generator: Generator, prompts: list[str], wanted: list[str]) -> float:
+def shares(generator: Generator, prompts: list[str], wanted: list[str], style: Style | None = None) -> float:
     """Share of pictures in the colour that is wanted of their prompt."""
     asked = [prompt for prompt in prompts for _ in range(DRAWN)]
-    drawn = generator.generate(asked, [*range(DRAWN)] * len(prompts), steps=8, guidance_scale=1.0)
+    drawn = generator.generate(asked, [*range(DRAWN)] * len(prompts), steps=8, guidance_scale=1.0, style=style)
     hits = [colour_of(p) == wanted[i // DRAWN] for i, p in enumerate(drawn)]
     return float(np.mean(hits))
 
@@ -93,8 +94,8 @@ def test_the_subject_appears_and_the_rest_is_kept(ctx: Context, base: Artifact, 
     generator = Generator.load(denoising_folder(base), "cpu")
     said = [prompt.split()[1] for prompt in PROMPTS]
     before = {"subject": shares(generator, [CAPTION], [SUBJECT]), "rest": shares(generator, PROMPTS, said)}
-    with generator.styled(adapter.digest, adapter.path(f"model/{WEIGHTS}").parent):
-        after = {"subject": shares(generator, [CAPTION], [SUBJECT]), "rest": shares(generator, PROMPTS, said)}
+    worn = Style(adapter.digest, adapter.path(f"model/{WEIGHTS}").parent)
+    after = {"subject": shares(generator, [CAPTION], [SUBJECT], worn), "rest": shares(generator, PROMPTS, said, worn)}
     print(
         f"subject {before['subject']:.2f} -> {after['subject']:.2f}, rest {before['rest']:.2f} -> {after['rest']:.2f}"
     )

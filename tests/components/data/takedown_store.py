@@ -190,11 +190,16 @@ def model(ctx: Context, of: Artifact, start: Artifact | None = None) -> Artifact
 
 def measured(ctx: Context, of: Artifact, by: Artifact) -> tuple[Artifact, Artifact]:
     prompts = {"known": ["a common caption", caption(HELD)]}
-    judge = put(ctx, "judge", {"dataset": by}, {"prompts.json": prompts, "protocol.json": {"seed_base": 1}})
+    real = [(GONE, 3, "train"), (HELD, 5, "holdout"), ("https://a.test/7.png", 7, "train")]
+    kept = {"id": [identity(u, n) for u, n, _ in real], "split": [s for _, _, s in real], "judge/features": [0.5] * 3}
+    told = {"prompts.json": prompts, "protocol.json": {"seed_base": 1}, "kept.parquet": pa.table(kept)}
+    judge = put(ctx, "judge", {"dataset": by}, told)
     table = pa.table(
         {"set": ["known", "known"], "index": [0, 1], "prompt": prompts["known"], "image": [b"drawn 0", b"drawn 1"]}
     )
-    files = {"per_prompt.parquet": table, "sheet.png": b"sheet", "metrics.json": {"known": {}}}
+    again = table.select(["index", "prompt", "image"])
+    files = {"per_prompt.parquet": table, "diversity.parquet": again, "sheet.png": b"sheet"}
+    files |= {"metrics.json": {"known": {}}}
     return judge, put(ctx, "assessment", {"model": of, "judge": judge}, files)
 
 

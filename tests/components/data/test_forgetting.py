@@ -97,7 +97,7 @@ def test_nothing_is_left_and_all_else_is_as_it_was(ctx: Context) -> None:
         artifact.verify()
 
     assert report.pictures == 1
-    assert report.rows == {"collection": 2, "dataset": 2, "latents": 1, "scores": 2}
+    assert report.rows == {"collection": 2, "dataset": 2, "judge": 1, "latents": 1, "scores": 2}
     assert [(d["train"], d["holdout"], d["dropped"]) for d in report.datasets] == [(1, 0, 1)]
     assert {m["kind"]: m["trained"] for m in report.models} == {
         "autoencoder": "on",
@@ -159,12 +159,25 @@ def test_captions_of_held_out_pictures_leave_judge_and_assessment(tmp_path: Path
     assert json.loads(artifacts["judge"].path("prompts.json").read_text()) == {
         "known": ["a common caption", "[taken down]"]
     }
-    rows = pq.read_table(artifacts["assessment"].path("per_prompt.parquet")).to_pylist()
-    assert [row["prompt"] for row in rows] == ["a common caption", "[taken down]"]
-    assert rows[0]["image"] == b"drawn 0" and rows[1]["image"].startswith(b"\x89PNG")
+    for name in ("per_prompt.parquet", "diversity.parquet"):
+        rows = pq.read_table(artifacts["assessment"].path(name)).to_pylist()
+        assert [row["prompt"] for row in rows] == ["a common caption", "[taken down]"]
+        assert rows[0]["image"] == b"drawn 0" and rows[1]["image"].startswith(b"\x89PNG")
     assert artifacts["assessment"].path("sheet.png").read_bytes() != b"sheet" and not copies.exists()
     assert [(d["train"], d["holdout"]) for d in report.datasets] == [(0, 1)]
     assert report.models == []  # none was trained on what was held out
+
+
+def test_what_extractors_said_of_it_is_forgotten(tmp_path: Path) -> None:
+    ctx = made.context(tmp_path)
+    artifacts = made.full(ctx)
+    cached = ctx.home / "features" / "d" / "a.safetensors"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"features by content")
+    forget(ctx, [rule("url", made.GONE)])
+    left = pq.read_table(artifacts["judge"].path("kept.parquet"))["id"].to_pylist()
+    assert left == [made.identity(made.HELD, 5), made.identity("https://a.test/7.png", 7)]
+    assert not cached.exists()
 
 
 def test_a_caption_that_others_say_stays(tmp_path: Path) -> None:
@@ -362,7 +375,10 @@ def test_pages_that_show_it(tmp_path: Path) -> None:
     docs.mkdir(parents=True)
     for name, text in {"a.html": f"<td>{made.caption(made.GONE)}</td>", "b.html": "<td>nothing</td>"}.items():
         (docs / name).write_text(text)
-    for name in ("dataset.html", "duplicates.html", "other.html"):
+    copies = ctx.home / "mlruns" / "1" / "artifacts"
+    copies.mkdir(parents=True)
+    (copies / "assessment.html").write_text("<img>")
+    for name in ("dataset.html", "duplicates.html", "assessment.html", "release.html", "other.html"):
         (ctx.home / name).write_text("<img>")
     forget(ctx, [rule("url", made.GONE)])
     assert {p.name for p in ctx.home.rglob("*.html")} == {"b.html", "other.html"}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from components.models.pipeline import alpha_bars, make_scheduler
+from components.models.samplers import alpha_bars, make_scheduler
 from components.training import objective
 
 
