@@ -180,7 +180,7 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, notes below it. In brackets: lowest and highest of the runs."""
     lines = ["| what | ours | rival | figure of the rival | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        holds = {True: "yes", False: "**no**", None: "not run"}[row.holds]
+        holds = "–" if row.target == "no target" else {True: "yes", False: "**no**", None: "not run"}[row.holds]
         span = f" ({_short(row.interval[0])}–{_short(row.interval[1])})" if row.interval else ""
         measured = f"{_short(row.ours)} {row.unit}{span if row.ratio is None else ''}"
         ours = "–" if math.isnan(row.ours) else measured

@@ -188,20 +188,31 @@ def test_half_a_policy_for_pictures_is_refused() -> None:
         PictureModeration(clip="judge")
 
 
-def test_a_real_clip_by_path(tmp_path: Path) -> None:
+def save_clip(folder: Path) -> None:
     import torch
 
     from components.contracts.recipe import TextEncoder
     from components.data.tokenizing import train_tokenizer, write_tokenizer
     from components.models.text_encoder import load_tokenizer, make_clip
 
-    write_tokenizer(train_tokenizer(["a red star", "a blue square"], 300, 16), tmp_path / "tokenizer")
+    write_tokenizer(train_tokenizer(["a red star", "a blue square"], 300, 16), folder / "tokenizer")
     torch.manual_seed(0)
     config = TextEncoder(width=16, layers=1, image_layers=1, heads=2)
-    clip = make_clip(config, load_tokenizer(tmp_path / "tokenizer"), 16)
-    clip.save_pretrained(tmp_path, safe_serialization=True)
+    clip = make_clip(config, load_tokenizer(folder / "tokenizer"), 16)
+    clip.save_pretrained(folder, safe_serialization=True)
+
+
+@pytest.mark.parametrize("where", ["a folder", "judge"])
+def test_a_real_clip_by_path_or_of_the_judge(tmp_path: Path, where: str) -> None:
+    from components.runtime.storage import Outcome, Store
+
+    store = Store(str(tmp_path))
+    draft = store.draft("judge", {}, {})
+    save_clip(draft.dir / "extractor")
+    judge = draft.commit(Outcome())
+    clip = "judge" if where == "judge" else str(judge.local() / "extractor")
     concepts = {"star": {"text": "a red star", "threshold": -1.0}, "never": {"text": "a blue square", "threshold": 1.0}}
-    moderator = Moderator.of(recipe(pictures={"clip": str(tmp_path), "concepts": concepts}))
+    moderator = Moderator.of(recipe(pictures={"clip": clip, "concepts": concepts}), store)
     verdicts = moderator.check_images(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
     assert [(v.action, list(v.categories)) for v in verdicts] == [("block", ["concept/star"])] * 3
 
