@@ -55,28 +55,6 @@ def test_the_second_model_continues_the_first(undisturbed: Path) -> None:
     assert len([role for role in dataset.manifest.inputs if role.startswith("collection")]) == 2
 
 
-def test_again_returns_at_once(undisturbed: Path, tiny: SimpleNamespace) -> None:
-    started = time.monotonic()
-    done = tiny.finish(tiny.command(undisturbed.parent, tiny.port, "run"))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("already done") >= 9 and "started" not in done.stderr
-    print(f"run again: {time.monotonic() - started:.1f} s")
-
-
-def test_looking(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
-    done = tiny.finish(tiny.command(undisturbed.parent, tiny.port, "status"))
-    assert done.returncode == 0 and "champion" in done.stdout and "denoiser:" in done.stdout
-    picture = tmp_path / "x.png"
-    done = tiny.finish(
-        [*tiny.command(undisturbed.parent, tiny.port, "generate", "a red star"), "--output", str(picture), "-n", "2"]
-    )
-    assert done.returncode == 0 and picture.read_bytes().startswith(b"\x89PNG"), done.stderr
-    done = tiny.finish(
-        [*tiny.command(undisturbed.parent, tiny.port, "inspect", "dataset"), "--output", str(tmp_path / "x.html")]
-    )
-    assert done.returncode == 0 and "<html" in (tmp_path / "x.html").read_text(), done.stderr
-
-
 def test_what_is_shown_of_it(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
     page = (undisturbed / "release.html").read_text()
     for word in ("atelier version 2", "Champion and challenger", "Nearest training pictures", "From worst to best"):
@@ -105,6 +83,28 @@ def test_what_is_shown_of_it(undisturbed: Path, tiny: SimpleNamespace, tmp_path:
     done = tiny.finish([*tiny.command(undisturbed.parent, tiny.port, "lineage", "2")])
     for word in ("urls", "success", "collection", "dataset", "denoiser", "assessment", "verdict pass", "run "):
         assert word in done.stdout, done.stdout + done.stderr
+
+
+def test_again_returns_at_once(undisturbed: Path, tiny: SimpleNamespace) -> None:
+    started = time.monotonic()
+    done = tiny.finish(tiny.command(undisturbed.parent, tiny.port, "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("already done") >= 9 and "started" not in done.stderr
+    print(f"run again: {time.monotonic() - started:.1f} s")
+
+
+def test_looking(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    done = tiny.finish(tiny.command(undisturbed.parent, tiny.port, "status"))
+    assert done.returncode == 0 and "champion" in done.stdout and "denoiser:" in done.stdout
+    picture = tmp_path / "x.png"
+    done = tiny.finish(
+        [*tiny.command(undisturbed.parent, tiny.port, "generate", "a red star"), "--output", str(picture), "-n", "2"]
+    )
+    assert done.returncode == 0 and picture.read_bytes().startswith(b"\x89PNG"), done.stderr
+    done = tiny.finish(
+        [*tiny.command(undisturbed.parent, tiny.port, "inspect", "dataset"), "--output", str(tmp_path / "x.html")]
+    )
+    assert done.returncode == 0 and "<html" in (tmp_path / "x.html").read_text(), done.stderr
 
 
 def test_a_damaged_artifact_is_named(undisturbed: Path, tiny: SimpleNamespace) -> None:
