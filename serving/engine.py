@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 from components.models.families import ImageGenerator
 from serving.batching import Batch
+from serving.loading import aside
 from serving.metrics import Metrics
 from serving.prediction import predict
 from serving.profiling import Profile, Size, measure
@@ -93,7 +94,7 @@ class Engine:
             own = (generator.image_size, generator.image_size)
             sizes = [own, *(size for size in self._others(generator) if size != own)] if self._warm_up else []
             most, each = self._most(generator), self._warm_up / max(1, len(sizes))
-            measured = {size: measure(generator, size, most, each) for size in sizes}
+            measured = aside(lambda: {size: measure(generator, size, most, each) for size in sizes})
             profile = Profile(measured, own, most)
             with self._changed:
                 self._profiles[generator] = profile

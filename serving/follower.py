@@ -23,7 +23,7 @@ from components.runtime.storage import Artifact
 from components.runtime.tracking import ModelVersion
 from serving.engine import Served
 from serving.first_load import MOST_DEATHS, FirstLoad
-from serving.loading import local_copy, model_folder, warm_up
+from serving.loading import aside, local_copy, model_folder, warm_up
 from serving.looking import Looked, Registry
 from serving.metrics import Metrics
 
@@ -272,9 +272,13 @@ class Follower:
         for loaded in self._trials.values():
             if loaded.digest == artifact.digest:
                 return replace(loaded, version=str(found.version)), said
-        generator = self._load(model_folder(artifact))
-        warm_up(generator)
+        generator = aside(lambda: self._loaded(model_folder(artifact)))
         return Served(str(found.version), generator, artifact.digest), said
+
+    def _loaded(self, folder: Path) -> ImageGenerator:
+        generator = self._load(folder)
+        warm_up(generator)
+        return generator
 
     def _may_try(self, alias: str, version: str) -> bool:
         failed, again_at = self._failed.get(alias, ("", 0.0))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +18,7 @@ from components.models.families import ImageGenerator, index_of
 from components.runtime.opening import open_artifact
 from components.runtime.storage import Artifact, cache_root
 
+T = TypeVar("T")
 _log = logging.getLogger("ray.serve")
 
 
@@ -74,3 +78,14 @@ def warm_up(generator: ImageGenerator) -> None:
     """Draw one picture, so that a model that cannot is never served and the first request does not wait."""
     generator.truncated("a warm-up")
     generator.generate(["a warm-up"], [0], steps=2, guidance_scale=2.0)
+
+
+def aside(work: Callable[[], T]) -> T:
+    """What ``work`` gives, done on a thread that ends with it.
+
+    OpenMP keeps a team of threads for every thread that has computed, as long as that lives. Where all teams together
+    have more threads than there are cores, GNU's does not let them wait awake for their next piece of work, and the
+    short operations of a step take twice as long: the thread that draws must be the only one with a team.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
