@@ -68,10 +68,12 @@ def run_pieces(
     if watcher:
         watcher.start()
     try:
-        for row in results.iter_rows():
-            if row["error"] is not None:
-                raise pickle.loads(row["error"])  # made by our own worker
-            yield json.loads(row["json"])
+        # none is fetched ahead: a result would be held back until there is another
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in table.to_pylist():
+                if row["error"] is not None:
+                    raise pickle.loads(row["error"])  # made by our own worker
+                yield json.loads(row["json"])
     finally:
         ended.set()
         if watcher:

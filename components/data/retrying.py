@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA, TRANSIENT, CollectReason
-from components.data.collecting import FETCHES, Wanted, fetch_shards, summarised
+from components.data.collecting import summarised
 from components.data.origins import RETRIED_STATUSES
-from components.data.shards import parquet_bytes, read_parquet, read_tar, tar_chunks
+from components.data.shard_tasks import fetch_shards
+from components.data.shards import FETCHES, parquet_bytes, read_parquet, read_tar, tar_chunks
 from components.data.takedown import not_while_taking_down
+from components.data.wanted import Wanted
 from components.runtime.progress import say
 from components.runtime.revision import exclusive
 from components.runtime.stage import Context

@@ -14,9 +14,11 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 
+from components.contracts.manifest import CIRCUMSTANCE
 from components.contracts.records import LEDGER_SCHEMA
-from components.runtime.storage import write_bytes, write_chunks
+from components.runtime.storage import sync_file, write_bytes, write_chunks
 
+FETCHES = f"{CIRCUMSTANCE}fetches"  # when and from where rows came: a folder while they come, then one file
 _BLOCK = tarfile.BLOCKSIZE
 _TAR_BYTES = b"tar_bytes"
 _IN_MEMORY = 96 << 20  # bytes of a shard's pictures that are kept in memory; more go to a temporary file
@@ -157,10 +159,8 @@ def ledger_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def write_shard(folder: str, name: str, samples: Iterable[Sample], ledger: pa.Table, fetches: pa.Table) -> None:
-    """Write a shard that was fetched: ``shards/{name}.tar``, ``circumstance/fetches/{name}.parquet`` and then, as
-    the sign that all of it is there, ``shards/{name}.parquet``.
-
-    The tar is not waited for until it is on the disk: :func:`is_whole` sees if it never got there.
+    """Write a shard that was fetched: ``shards/{name}.tar``, and its ledger and circumstances beside each other below
+    ``circumstance/fetches``. It counts once :func:`accept_shard` has been called.
 
     Args:
         folder: fsspec URL or path of the artifact being made.
@@ -170,8 +170,22 @@ def write_shard(folder: str, name: str, samples: Iterable[Sample], ledger: pa.Ta
     """
     size = write_chunks(f"{folder}/shards/{name}.tar", tar_chunks(samples), sync=False)
     noted = fetches.replace_schema_metadata({_TAR_BYTES: str(size)})
-    write_bytes(f"{folder}/circumstance/fetches/{name}.parquet", parquet_bytes(noted))
-    write_bytes(f"{folder}/shards/{name}.parquet", parquet_bytes(ledger))
+    write_bytes(f"{folder}/{FETCHES}/{name}.parquet", parquet_bytes(noted))
+    write_bytes(f"{folder}/{FETCHES}/{name}.ledger", parquet_bytes(ledger))
+
+
+def accept_shard(folder: str, name: str) -> None:
+    """Write ``shards/{name}.parquet``, the sign that all of a shard is there and to be kept.
+
+    This is for the process that gave the work out. A worker that outlives it for some seconds may find that nothing
+    answers any more, a site that ended with it for one, and what it then writes must not be taken for the shard.
+
+    Raises:
+        StoreFullError: no room is left.
+    """
+    sync_file(f"{folder}/shards/{name}.tar")
+    fs, path = fsspec.core.url_to_fs(f"{folder}/{FETCHES}/{name}.ledger")
+    write_bytes(f"{folder}/shards/{name}.parquet", fs.cat_file(path))
 
 
 def is_whole(folder: str, name: str) -> bool:
@@ -180,7 +194,7 @@ def is_whole(folder: str, name: str) -> bool:
 
     fs, path = fsspec.core.url_to_fs(folder)
     try:
-        noted = fs.cat_file(f"{path}/circumstance/fetches/{name}.parquet")
+        noted = fs.cat_file(f"{path}/{FETCHES}/{name}.parquet")
     except FileNotFoundError:  # gathered into one file, which is done when all tars are on the disk
         return True
     metadata = pq.read_schema(pa.BufferReader(noted)).metadata or {}

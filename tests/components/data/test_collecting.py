@@ -25,12 +25,15 @@ import pytest
 from components.contracts.errors import DataError, RecipeError, RuntimeUnavailable, StoreFullError
 from components.contracts.recipe import Collect, Recipe
 from components.contracts.records import FETCHES_SCHEMA, LEDGER_SCHEMA
-from components.data.collecting import Wanted, collect
+from components.data.collecting import collect
+from components.data.shard_tasks import _fetch_piece
 from components.data.shards import read_tar
 from components.data.takedown import Blocklist, rule
+from components.data.wanted import Wanted
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact
 from tests.components.data.pages import NEVER, Answer, Pages, jpeg, served
+from tests.ports import unused_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 ROOT = Path(__file__).parents[3]
@@ -336,6 +339,35 @@ def test_a_worker_killed_in_the_middle_of_a_shard_changes_nothing(pages: Pages, 
     assert collection.digest == calm.digest
 
 
+def test_what_a_worker_writes_after_its_run_was_killed_does_not_count(pages: Pages, tmp_path: Path) -> None:
+    """A site that ends with the run refuses the connections of a worker that outlives both for a moment."""
+    import ray
+
+    calm = collect(context(tmp_path / "calm"), listed(pages), (pages.host,))
+    ctx = context(tmp_path / "orphan")
+    folder = f"{ctx.store.url}/collection/{calm.manifest.identity[:16]}"
+    gone, size = unused_port(), ctx.recipe.collect.shard_size
+    urls = [f"http://127.0.0.1:{gone}/{n}.jpg" for n in range(size)]
+    piece = {
+        "name": "00000", "rows": list(range(size)), "urls": urls, "captions": [""] * size, "threads": 4, "tasks": 1,
+        "allow_hosts": [f"127.0.0.1:{gone}"], "limits": ctx.recipe.collect.model_dump_json(), "files": None,
+        "folder": folder, "store": ctx.store.url, "reports": str(tmp_path), "run": "killed",
+    }  # fmt: skip
+    current = Path(folder) / "circumstance/fetches/run"
+    current.parent.mkdir(parents=True)
+    current.write_text("later")
+    with pytest.raises(RuntimeUnavailable, match="run later took over"):
+        ray.get(ray.remote(_fetch_piece).options(num_cpus=0.1).remote(piece))
+    assert not list(Path(folder).glob("shards/*")), "a run that came after it is not disturbed"
+    current.write_text("killed")
+    assert ray.get(ray.remote(_fetch_piece).options(num_cpus=0.1).remote(piece))["rows"] == size
+    assert list(Path(folder).glob("shards/00000.tar")), "the worker did write"
+    collection = collect(ctx, listed(pages), (pages.host,))
+    assert collection.url == folder
+    assert collection.digest == calm.digest
+    assert not list(Path(folder).glob("**/*.ledger"))
+
+
 def test_a_full_disk_is_said_and_the_same_command_goes_on(pages: Pages, tmp_path: Path) -> None:
     room = tmp_path / "room"
     room.mkdir()
@@ -410,7 +442,7 @@ def test_a_retry_killed_in_the_middle_loses_nothing(pages: Pages, tmp_path: Path
 
     pages.answer = Troubled(r3=(503, b""), r33=(503, b""))
     address = {"ray_address": ray.get_runtime_context().gcs_address}
-    ctx, urls = context(tmp_path, {"collect_tasks": 1, **address}), listed(pages)
+    ctx, urls = context(tmp_path, {"collect_tasks": 1, **address}, timeout_s=60.0), listed(pages)
     first = collect(ctx, urls, (pages.host,))
     reached = threading.Event()
 
@@ -427,6 +459,10 @@ def test_a_retry_killed_in_the_middle_loses_nothing(pages: Pages, tmp_path: Path
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(arguments, cwd=ROOT, stderr=log, stdout=log)
     assert reached.wait(60), (tmp_path / "log").read_text()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("**/_retry/**/shards/00000.parquet")):
+        assert time.monotonic() < deadline, "the first shard was never accepted"
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     assert ctx.store.list("collection") == [first]

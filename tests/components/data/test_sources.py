@@ -12,7 +12,7 @@ import pytest
 from components.contracts.errors import RecipeError
 from components.contracts.recipe import Collect, Recipe, Run
 from components.data import fingerprint, sources
-from components.data.collecting import list_digest
+from components.data.wanted import list_digest
 from tests.components.data.test_folders import SAMPLES, fill, write_tar
 
 
