@@ -212,7 +212,7 @@ def encode_dataset(dataset: Path, job: Job, run: Run) -> tuple[int, int, Spread]
         encoded = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
             encode_piece,
             fn_kwargs={"job": job},
-            compute=ray.data.TaskPoolStrategy(size=run.workers),
+            compute=ray.data.TaskPoolStrategy(size=min(run.workers, len(pieces))),
             num_cpus=run.threads_per_worker,
             num_gpus=run.gpus_per_worker or None,
         )

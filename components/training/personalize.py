@@ -217,7 +217,7 @@ def _draw_all(pieces: list[dict[str, Any]], job: Job, run: Run, total: int) -> N
         drawn = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
             draw_piece,
             fn_kwargs={"job": job},
-            compute=ray.data.TaskPoolStrategy(size=run.workers),
+            compute=ray.data.TaskPoolStrategy(size=min(run.workers, len(pieces))),
             num_cpus=run.threads_per_worker,
             num_gpus=run.gpus_per_worker or None,
         )

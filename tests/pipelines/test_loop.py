@@ -1,9 +1,13 @@
-"""The whole loop at its smallest size: every stage, the real parts, in processes of their own."""
+"""The whole loop at its smallest size: every stage, the real parts, in processes of their own; also killed."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +17,16 @@ from mlflow import MlflowClient
 
 from components.runtime.storage import Artifact, Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+MIDDLE = {  # label of the stage: what in its draft shows that it is in the middle of its work
+    "collect": ("collection", "shards/*.parquet"),
+    "score": ("scores", "scores/*.parquet"),
+    "prepare": ("dataset", "duplicates.parquet"),
+    "autoencoder": ("autoencoder", "_state/curve.jsonl"),
+    "denoiser": ("denoiser", "_state/curve.jsonl"),
+    "assess": ("assessment", "_state/*"),
+}
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +131,47 @@ def test_a_damaged_artifact_is_named(undisturbed: Path, tiny: SimpleNamespace) -
         assert "Traceback" not in done.stderr
     finally:
         path.write_bytes(whole)
+
+
+# -- killed
+
+
+def kill_in_the_middle(arguments: list[str], cwd: Path, store: Path, label: str) -> None:
+    """Start the command, SIGKILL it while ``label`` is at work, and assert that this is what happened."""
+    kind, evidence = MIDDLE[label]
+    process = subprocess.Popen(
+        arguments, cwd=cwd, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))  # type: ignore[union-attr]
+    reader.start()
+    deadline = time.monotonic() + 240
+    try:
+        while not any(store.glob(f"{kind}/*/{evidence}")):
+            assert process.poll() is None, f"ended before {label} was in the middle: {''.join(lines)}"
+            assert time.monotonic() < deadline, f"{label} was never seen in the middle: {''.join(lines)}"
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reader.join(timeout=30)
+    assert f"{label}: started\n" in lines and not any(line.startswith(f"{label}: done") for line in lines)
+    assert not list(store.glob(f"{kind}/*/manifest.json"))
+
+
+def test_killed_in_the_middle_of_any_stage(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    """Killed with SIGKILL in the middle of each kind of stage, the same command makes what the undisturbed one made."""
+    # the same port: it is part of every URL. One worker: what is made is the same, and two start more slowly
+    again = [*tiny.command(tmp_path, tiny.port, "run"), "--set", "run.workers=1"]
+    for label in MIDDLE:
+        kill_in_the_middle(again, tiny.root, tmp_path / "tiny" / "store", label)
+    done = tiny.finish(again)
+    assert done.returncode == 0, done.stderr
+    expected, found = Store(str(undisturbed / "store")), Store(str(tmp_path / "tiny" / "store"))
+    for kind in ("collection", "dataset"):
+        assert only(found, kind).digest == only(expected, kind).digest
+    for kind in ("text_encoder", "autoencoder", "denoiser"):
+        one, other = only(found, kind).manifest, only(expected, kind).manifest
+        assert one.counts == other.counts
+        assert one.evidence["order_digest"] == other.evidence["order_digest"]
+    assert len(found.list("release")) == 1
