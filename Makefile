@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## The whole loop on the embedded world, about ten minutes on two cores; report in runs/demo
+demo: $(INSTALLED)  ## The whole loop on the embedded world, 10 to 30 minutes on two cores; report in runs/demo
 	$(BIN)/atelier demo
 
 test: $(INSTALLED)  ## Every test

@@ -109,7 +109,7 @@ def _remember(ctx: Context, kind: str, artifact: Artifact) -> None:
 
 
 def command(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:
-    """The whole story on two cores in about ten minutes: train, serve, drift, retrain, replace; then a report."""
+    """The whole story on two cores in 10 to 30 minutes: train, serve, drift, retrain, replace; then a report."""
     ctx = context(recipe, overrides, debug)
     done = ctx.home / "summary.json"
     if done.exists() and json.loads(done.read_text())["loop_closed"]:

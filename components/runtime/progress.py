@@ -18,7 +18,8 @@ def say(message: str) -> None:
 class Progress:
     """Counts towards ``total`` with rate and remaining time.
 
-    On a terminal a tqdm bar; otherwise a plain line at most every ``every_s`` seconds and one at the end.
+    On a terminal a tqdm bar; otherwise a plain line at most every ``every_s`` seconds, with the rate since the line
+    before it, and one at the end, with the rate of the whole.
 
     Args:
         what: label, e.g. ``"collect"``.
@@ -34,6 +35,7 @@ class Progress:
         self._what, self._total, self._unit, self._every = what, total, unit, every_s
         self._done, self._initial = initial, initial
         self._started = self._said = time.monotonic()
+        self._shown = initial  # by the line before
         if sys.stderr.isatty():
             self._bar = tqdm(desc=what, total=total, unit=unit, initial=initial, file=sys.stderr, leave=False)
 
@@ -43,19 +45,18 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(step)
-        elif time.monotonic() - self._said >= self._every:
-            self._said = time.monotonic()
-            self._line(note)
+        elif (seconds := time.monotonic() - self._said) >= self._every:
+            # since the line before: what starting took says nothing of the time that is left
+            self._line((done - self._shown) / seconds, note)
+            self._said, self._shown = time.monotonic(), done
 
     def close(self, note: str = "") -> None:
         """End the bar with a last line."""
         if self._bar is not None:
             self._bar.close()
-        self._line(note)
+        self._line((self._done - self._initial) / max(time.monotonic() - self._started, 1e-9), note)
 
-    def _line(self, note: str) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (self._done - self._initial) / seconds
+    def _line(self, rate: float, note: str) -> None:
         of = f"/{self._total}" if self._total else ""
         left = (
             f", {(self._total - self._done) / rate:.0f} s left"
