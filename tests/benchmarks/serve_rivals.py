@@ -1,15 +1,18 @@
 """Ray Serve's own ways to serve a diffusion pipeline, on the same checkpoint.
 
-* :func:`one_by_one`: the example of its documentation ("Serve a Stable Diffusion Model"): one request, one call of the
-  pipeline
-* :func:`batched`: the same with ``@serve.batch``, which takes whole requests together
+* :class:`AsDocumented`: the example of its documentation ("Serve a Stable Diffusion Model"): one request, one call of
+  the pipeline, on whichever thread of Serve's pool is free
+* :class:`OneByOne`: the same on one thread. Where PyTorch computes with GNU OpenMP every thread that draws keeps a team
+  of threads, and several teams on few cores wait for each other: this is the example at its best
+* :class:`Batched`: the same with ``@serve.batch``, which takes whole requests together
 
-Both take steps and guidance from the request, and the precision that ours computes in.
+All take steps and guidance from the request, and the precision that ours computes in.
 """
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -39,33 +42,56 @@ class APIIngress:
 
 
 class Pipeline:
-    """The stock pipeline in ``folder``."""
+    """The stock pipeline in ``folder``, which draws on one thread."""
 
     def __init__(self, folder: str, threads: int) -> None:
-        import torch
-        from diffusers import StableDiffusionPipeline
+        self.thread = ThreadPoolExecutor(1)
+        self.pipe = self.thread.submit(_opened, folder, threads).result()
 
-        torch.set_num_threads(threads)
-        self.pipe = StableDiffusionPipeline.from_pretrained(folder)
-        self.pipe.set_progress_bar_config(disable=True)
-
-    def draw(self, prompts: list[str], steps: int, guidance: float) -> list[Any]:
+    async def drawn(self, prompts: list[str], steps: int, guidance: float) -> list[Any]:
         """One picture a prompt."""
-        from components.runtime.precision import autocast
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, _draw, self.pipe, prompts, steps, guidance)
 
-        with autocast("cpu"):
-            images: list[Any] = self.pipe(prompts, num_inference_steps=steps, guidance_scale=guidance).images
-        return images
+
+def _opened(folder: str, threads: int) -> Any:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    torch.set_num_threads(threads)
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _draw(pipe: Any, prompts: list[str], steps: int, guidance: float) -> list[Any]:
+    from components.runtime.precision import autocast
+
+    with autocast("cpu"):
+        images: list[Any] = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance).images
+    return images
 
 
 # one at a time: a pipeline keeps the state of its sampler, so calls must not overlap
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
-class OneByOne(Pipeline):
-    """The example's model side."""
+class AsDocumented:
+    """The example's model side: a method without ``async``, which Serve calls on its pool of threads."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        self.pipe = _opened(folder, threads)
 
     def generate(self, prompt: str, steps: int, guidance: float) -> Any:
         """A picture."""
-        return self.draw([prompt], steps, guidance)[0]
+        return _draw(self.pipe, [prompt], steps, guidance)[0]
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
+class OneByOne(Pipeline):
+    """The same on one thread."""
+
+    async def generate(self, prompt: str, steps: int, guidance: float) -> Any:
+        """A picture."""
+        return (await self.drawn([prompt], steps, guidance))[0]
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=512)
@@ -75,7 +101,7 @@ class Batched(Pipeline):
     @serve.batch(max_batch_size=MOST, batch_wait_timeout_s=0.02)
     async def generate(self, prompts: list[str], steps: list[int], guidances: list[float]) -> list[Any]:
         """A picture for each."""
-        return await asyncio.to_thread(self.draw, prompts, max(steps), guidances[0])
+        return await self.drawn(prompts, max(steps), guidances[0])
 
 
 def deploy(model: Any, name: str, base: str, folder: str, threads: int) -> str:
