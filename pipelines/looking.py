@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from components.models.adapters import WEIGHTS
 from components.runtime.lineage import digests
 from components.runtime.storage import Artifact
 from pipelines.options import DebugOption, RecipeOption, SetOption, context
+
+_MOST_SIDES = 8  # times the side of the pictures that the model was trained on
 
 
 def status(recipe: RecipeOption = "demo", overrides: SetOption = None, debug: DebugOption = False) -> None:
@@ -69,6 +72,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones count up.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps; default of the recipe.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, max=50.0, help="Guidance scale.")] = None,
+    negative: Annotated[str, typer.Option(help="Prompt to lead away from.")] = "",
+    sampler: Annotated[str | None, typer.Option(help="dpm++ (default), euler or unipc.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default of the model.")] = None,
     style: Annotated[str | None, typer.Option(help="Of `atelier finetune --list`, by its name.")] = None,
     overrides: SetOption = None,
     debug: DebugOption = False,
@@ -91,12 +97,16 @@ def generate(
     model.verify()
     adapter = find_style(ctx, style, model.digest) if style else None
     generator = load_generator(model.local())
+    wanted = _size(size, generator.image_size) if size else None
     started = time.monotonic()
     images = generator.generate(
         [prompt] * number,
         list(range(seed, seed + number)),
         steps=steps or ctx.recipe.serve.default_steps,
         guidance_scale=guidance or ctx.recipe.serve.default_guidance,
+        negative_prompts=[negative] * number if negative else None,
+        sampler=sampler,
+        size=wanted,
         style=Style(adapter.digest, adapter.path("model/" + WEIGHTS).parent) if adapter else None,
     )
     sheet = Image.fromarray(np.concatenate(list(images), axis=1))
@@ -105,6 +115,18 @@ def generate(
     typer.echo(f"{output}: {number} by version {version.version} in {time.monotonic() - started:.1f} s")
     if generator.truncated(prompt):
         typer.echo("note: the prompt is longer than the text encoder reads; its end was left out", err=True)
+
+
+def _size(text: str, own: int) -> tuple[int, int]:
+    """Width and height as the user wrote them; memory grows with the square of their product, so there is an end."""
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None or max(int(match[1]), int(match[2])) > _MOST_SIDES * own:
+        raise InputError(
+            f"--size is {text[:40]!r}",
+            expected=f"WIDTHxHEIGHT in pixels, each at most {_MOST_SIDES * own}, such as {own}x{own}",
+            remedy="choose another size",
+        )
+    return int(match[1]), int(match[2])
 
 
 def inspect(

@@ -71,8 +71,8 @@ def _digests(rules: Prepare) -> dict[str, str | None]:
 
 
 def _build(ctx: Context, collection: Artifact, sizes: tuple[Size, ...], draft: Draft) -> Outcome:
-    from components.data.blocks import run_pieces
     from components.runtime.cluster import ray_session
+    from components.runtime.pieces import run_pieces
 
     rules, run = ctx.recipe.prepare, ctx.recipe.run
     shards = sorted(n for n in collection.manifest.files if n.startswith("shards/") and n.endswith(".tar"))

@@ -63,8 +63,8 @@ def fetch_shards(ctx: Context, wanted: Wanted, folder: str, rows: Mapping[str, S
 
 
 def _run(run: Run, pieces: Iterable[dict[str, Any]], total: int, under_way: _Reports) -> None:
-    from components.data.blocks import run_pieces
     from components.runtime.cluster import ray_session
+    from components.runtime.pieces import run_pieces
 
     progress = Progress("collect", total, "URLs", initial=under_way.rows(), every_s=5.0)
     with ray_session(run), ThreadPoolExecutor(1) as disk:

@@ -10,10 +10,9 @@ encoding is taken from there.
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
+from components.runtime.pieces import run_pieces
 from components.runtime.progress import Progress
 from components.runtime.storage import write_bytes
 from components.training.moments import DTYPE, LATENT_SCHEMA, checksum_of, damaged_row, key_of
@@ -206,17 +206,7 @@ def encode_dataset(dataset: Path, job: Job, run: Run) -> tuple[int, int, Spread]
     total = sum(pq.read_metadata(piece["path"]).num_rows for piece in pieces)
     progress, done, results = Progress("encode", total, "img"), 0, list[dict[str, Any]]()
     with ray_session(run):
-        import ray
-
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        encoded = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            encode_piece,
-            fn_kwargs={"job": job},
-            compute=ray.data.TaskPoolStrategy(size=min(run.workers, len(pieces))),
-            num_cpus=run.threads_per_worker,
-            num_gpus=run.gpus_per_worker or None,
-        )
-        for result in encoded.iter_rows():
+        for result in run_pieces(pieces, partial(encode_piece, job=job), run, run.workers, as_worker=True):
             results.append(result)
             done += int(result["rows"])
             progress.update(done)

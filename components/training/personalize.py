@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from components.contracts.errors import InputError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
+from components.runtime.pieces import run_pieces
 from components.runtime.progress import Progress
 from components.runtime.stage import Context, run_stage
 from components.runtime.storage import Artifact, Draft, Outcome, record_of, write_bytes
@@ -211,17 +211,7 @@ def _generator(folder: str) -> Any:
 def _draw_all(pieces: list[dict[str, Any]], job: Job, run: Run, total: int) -> None:
     progress, done = Progress("draw prior", total, "img"), 0
     with ray_session(run):
-        import ray
-
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        drawn = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            draw_piece,
-            fn_kwargs={"job": job},
-            compute=ray.data.TaskPoolStrategy(size=min(run.workers, len(pieces))),
-            num_cpus=run.threads_per_worker,
-            num_gpus=run.gpus_per_worker or None,
-        )
-        for result in drawn.iter_rows():
+        for result in run_pieces(pieces, partial(draw_piece, job=job), run, run.workers, as_worker=True):
             done += int(result["rows"])
             progress.update(done)
     progress.close()

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from components.contracts.errors import ArtifactError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
+from components.runtime.pieces import run_pieces
 from components.runtime.progress import Progress
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Draft, Outcome, write_bytes
@@ -161,17 +161,7 @@ def _encode_all(dataset: Path, job: Job, run: Run) -> int:
     progress = Progress("encode texts", sum(pq.read_metadata(piece["path"]).num_rows for piece in pieces), "captions")
     done = 0
     with ray_session(run):
-        import ray
-
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        encoded = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            encode_piece,
-            fn_kwargs={"job": job},
-            compute=ray.data.TaskPoolStrategy(size=min(run.workers, len(pieces))),
-            num_cpus=run.threads_per_worker,
-            num_gpus=run.gpus_per_worker or None,
-        )
-        for result in encoded.iter_rows():
+        for result in run_pieces(pieces, partial(encode_piece, job=job), run, run.workers, as_worker=True):
             done += int(result["rows"])
             progress.update(done)
     progress.close()

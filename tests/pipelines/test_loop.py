@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from components.runtime.storage import Artifact, Store
 
@@ -114,6 +115,12 @@ def test_looking(undisturbed: Path, tiny: SimpleNamespace, tmp_path: Path) -> No
         [*tiny.command(undisturbed.parent, tiny.port, "generate", "a red star"), "--output", str(picture), "-n", "2"]
     )
     assert done.returncode == 0 and picture.read_bytes().startswith(b"\x89PNG"), done.stderr
+    asked = ["--size", "32x16", "--sampler", "euler", "--negative", "blue", "--output", str(picture), "-n", "1"]
+    done = tiny.finish([*tiny.command(undisturbed.parent, tiny.port, "generate", "a red star"), *asked])
+    with Image.open(picture) as drawn:
+        assert done.returncode == 0 and drawn.size == (16 * 32, 16 * 16), done.stderr  # enlarged
+    done = tiny.finish([*tiny.command(undisturbed.parent, tiny.port, "generate", "a red star"), "--size", "32"])
+    assert done.returncode == 2 and "WIDTHxHEIGHT" in done.stderr and "Traceback" not in done.stderr
     done = tiny.finish(
         [*tiny.command(undisturbed.parent, tiny.port, "inspect", "dataset"), "--output", str(tmp_path / "x.html")]
     )

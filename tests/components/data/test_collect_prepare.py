@@ -24,7 +24,6 @@ import pytest
 from components.contracts.errors import DataError, StoreFullError
 from components.contracts.recipe import Recipe
 from components.contracts.records import DROPPED_SCHEMA, LEDGER_SCHEMA, SAMPLE_SCHEMA
-from components.data.blocks import run_pieces
 from components.data.collecting import collect
 from components.data.inspecting import funnel, inspect_dataset
 from components.data.lists import read_list
@@ -35,6 +34,7 @@ from components.data.site_world import NO_FAULTS, WorldSite, build_world_site
 from components.data.wording import clean_caption
 from components.data.world import WorldSpec
 from components.runtime.cluster import ray_session
+from components.runtime.pieces import run_pieces
 from components.runtime.stage import Context
 from components.runtime.storage import Artifact, Outcome, Store
 

@@ -21,6 +21,7 @@ def run_pieces(
     run: Run,
     at_once: int,
     poll: Callable[[], None] | None = None,
+    as_worker: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Call ``work`` on every piece in Ray Data tasks, one piece a task, and yield the results as they come.
 
@@ -29,6 +30,7 @@ def run_pieces(
         work: runs in a worker process; must be importable there, and safe to run again when a worker dies.
         run: circumstance; a task takes ``min(1, run.cpus / at_once)`` CPUs.
         at_once: tasks in flight.
+        as_worker: a task takes the CPUs and GPUs of a training worker instead.
         poll: called about twice a second in a thread of this process while work goes on, to show progress.
 
     Raises:
@@ -54,14 +56,17 @@ def run_pieces(
     if not tables:
         return
     at_once = min(at_once, len(tables))
+    taken: dict[str, Any] = {"num_cpus": min(1.0, run.cpus / at_once)}
+    if as_worker:
+        taken = {"num_cpus": run.threads_per_worker, "num_gpus": run.gpus_per_worker or None}
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and timings are not for users
     results = ray.data.from_arrow(tables).map_batches(
         batch,
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=min(1.0, run.cpus / at_once),
         compute=TaskPoolStrategy(size=at_once),
+        **taken,
     )
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ended, poll), daemon=True) if poll else None
