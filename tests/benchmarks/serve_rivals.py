@@ -73,7 +73,7 @@ def _draw(pipe: Any, prompts: list[str], steps: int, guidance: float) -> list[An
 
 
 # one at a time: a pipeline keeps the state of its sampler, so calls must not overlap
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
+@serve.deployment(max_ongoing_requests=1)
 class AsDocumented:
     """The example's model side: a method without ``async``, which Serve calls on its pool of threads."""
 
@@ -85,30 +85,37 @@ class AsDocumented:
         return _draw(self.pipe, [prompt], steps, guidance)[0]
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1)
+@serve.deployment(max_ongoing_requests=512)
 class OneByOne(Pipeline):
-    """The same on one thread."""
+    """The same on one thread, before which requests wait: Serve's router would ask a busy replica again and again."""
 
     async def generate(self, prompt: str, steps: int, guidance: float) -> Any:
         """A picture."""
         return (await self.drawn([prompt], steps, guidance))[0]
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=512)
+@serve.deployment(max_ongoing_requests=512)
 class Batched(Pipeline):
-    """Whole requests together, all with the steps of the longest: a pipeline has one number of steps a call."""
+    """Whole requests together, all with the steps of the longest: a pipeline has one number of steps a call.
 
-    @serve.batch(max_batch_size=MOST, batch_wait_timeout_s=0.02)
+    ``wait_s`` decides the size of its batches: they are made of what arrives within it, also while others are drawn.
+    """
+
+    def __init__(self, folder: str, threads: int, wait_s: float) -> None:
+        super().__init__(folder, threads)
+        self.generate.set_batch_wait_timeout_s(wait_s)
+
+    @serve.batch(max_batch_size=MOST)
     async def generate(self, prompts: list[str], steps: list[int], guidances: list[float]) -> list[Any]:
         """A picture for each."""
         return await self.drawn(prompts, max(steps), guidances[0])
 
 
-def deploy(model: Any, name: str, base: str, folder: str, threads: int) -> str:
-    """Run a rival beside the server at ``base``; returns its URL."""
+def deploy(model: Any, name: str, base: str, folder: str, threads: int, *more: Any) -> str:
+    """Run a rival beside the server at ``base``, ``more`` being arguments of its own; returns its URL."""
     bound = model.options(
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
-    ).bind(folder, threads)
+    ).bind(folder, threads, *more)
     ingress = APIIngress.options(ray_actor_options={"num_cpus": 0}).bind(bound)
     serve.run(ingress, name=name, route_prefix=f"/{name}", logging_config={"enable_access_log": False})
     return f"{base}/{name}"
