@@ -83,7 +83,7 @@ def tiny_settings(root: Path, port: int) -> list[str]:
 
     tiny = yaml.safe_load((Path(__file__).with_name("tiny.yaml")).read_text())
     tiny["collect"]["world"]["port"] = port
-    tiny["run"]["root"] = str(root)
+    tiny["run"] |= {"root": str(root), "workers": 1}  # two start more slowly on two processors
     words = []
     for section, keys in tiny.items():
         if isinstance(keys, dict):
