@@ -51,8 +51,10 @@ function showServed(text, ready) {
   el("served").classList.toggle("ready", ready);
 }
 
-function start(body = form.asked()) {
+async function start() {
+  await began; // pressed as soon as it was there: the form does not know yet what this server allows
   if (isRunning() || settings === null) return;
+  const body = form.asked();
   hideTrouble();
   form.clearWrong();
   if (!body.prompt) {
@@ -91,9 +93,17 @@ function refused({ param, matches }, { status, error }) {
 }
 
 const history = {
-  onAgain: (record) => { form.fill(record.body, record.models); scrollTo({ top: 0, behavior: smooth() }); start(); },
-  onFill: (record) => { form.fill(record.body, record.models); scrollTo({ top: 0, behavior: smooth() }); el("prompt").focus(); },
+  onAgain: async (record) => { if (await filled(record)) start(); },
+  onFill: async (record) => { if (await filled(record)) el("prompt").focus(); },
 };
+
+async function filled(record) {
+  await began;
+  if (settings === null) return false; // the server is away, as is said above
+  form.fill(record.body, record.models);
+  scrollTo({ top: 0, behavior: smooth() });
+  return true;
+}
 
 function openKey(message = "") {
   el("key").value = currentKey();
@@ -125,8 +135,9 @@ el("key-dialog").addEventListener("close", async () => {
 });
 
 showNothing();
+const began = readSettings();
 await openPast(history);
-await readSettings();
+await began;
 setInterval(() => { if (!document.hidden) readSettings(); }, EVERY_MS);
 setInterval(() => { if (!document.hidden) readOffers(); }, OFFERS_MS);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) readOffers(); });
