@@ -244,6 +244,25 @@ def test_the_history_makes_a_picture_again(visit: Callable[..., Visit]) -> None:
     assert page.evaluate("document.getElementById('past').hidden")
 
 
+SLOW_SETTINGS = """const real = window.fetch;
+window.fetch = async (what, ...more) => {
+  if (String(what).endsWith("/playground/settings")) await new Promise((resolve) => setTimeout(resolve, 5000));
+  return real(what, ...more);
+};"""
+
+
+def test_what_is_pressed_before_the_settings_come_is_not_lost(visit: Callable[..., Visit]) -> None:
+    it = visit()
+    it.enter("a red barn", n=1, seed=77, steps=6)
+    before = it.pictures(1)
+    it.page.send("Page.addScriptToEvaluateOnNewDocument", source=SLOW_SETTINGS)
+    it.page.reload()
+    it.page.until("document.querySelectorAll('#history li').length === 1", 10)
+    assert not it.page.evaluate("document.getElementById('served').classList.contains('ready')"), "they have come"
+    it.page.click("#history li:nth-child(1) .acts button:nth-child(1)")
+    assert it.pictures(1) == before
+
+
 def test_the_history_is_bounded(visit: Callable[..., Visit]) -> None:
     it = visit()
     kept = it.page.evaluate("""(async () => {
