@@ -1,4 +1,8 @@
-"""What a request must pass before it is drawn: key, rate, form, limits, style, moderation, quota. In this order."""
+"""What a request must pass before it is drawn: key, rate, form, limits, room, style, moderation, quota. In this order.
+
+Room comes before what touches the disk or reads the texts: a flood of requests must not take the processor from the
+pictures that are drawn.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from serving.auth import ADMIN, GENERATE, Key, require
-from serving.engine import NoModel, Served
+from serving.engine import NoModel, QueueFull, Served
 from serving.limits import NO_STYLE, invalid
 from serving.logbook import Entry
 from serving.quota import Standing
@@ -98,6 +102,10 @@ async def admit(service: Service, request: Request, asked: Asked) -> None:
     asked.served = served = _route(service, asked.key, body.version)
     asked.role = service.router.role(served) if service.router else None
     asked.orders = service.limits.orders(body, served.generator)
+    try:
+        service.engine.require_room()
+    except QueueFull as full:
+        raise queue_full(full) from full
     await run_in_threadpool(_examine, service, asked)
 
 
@@ -113,6 +121,12 @@ def authorise(service: Service, request: Request, right: str = GENERATE) -> Key 
 def no_model() -> ApiError:
     """503 before the first release."""
     return ApiError(503, "no_model", "No model has been released yet. Try again when one has.", retry_after=10)
+
+
+def queue_full(error: QueueFull) -> ApiError:
+    """429 where as many wait as may."""
+    message = f"Too many requests are waiting. Try again in {error.retry_after} s."
+    return ApiError(429, "queue_full", message, retry_after=error.retry_after)
 
 
 def _route(service: Service, key: Key | None, version: str | None) -> Served:

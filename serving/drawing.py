@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from serving.admission import Asked, no_model
+from serving.admission import Asked, no_model, queue_full
 from serving.engine import Drawn, EngineClosed, NoModel, Preview, QueueFull, Ticket
 from serving.schemas import ApiError
 
@@ -111,8 +111,7 @@ class Drawing:
     def explained(self, error: Exception) -> Exception:
         """The answer to what the engine raised; other errors as they are."""
         if isinstance(error, QueueFull):
-            message = f"Too many requests are waiting. Try again in {error.retry_after} s."
-            return ApiError(429, "queue_full", message, retry_after=error.retry_after)
+            return queue_full(error)
         if isinstance(error, TimeoutError):
             message = f"The picture was not ready after {self._service.timeout_s:.0f} s."
             return ApiError(503, "timeout", message, retry_after=self._service.engine.wait_estimate())

@@ -133,10 +133,7 @@ class Engine:
                 raise EngineClosed
             if served is None:
                 raise NoModel
-            if len(self._queue) >= self._max_queue:
-                self._queue.drop(lambda job: job.future.done())
-            if len(self._queue) >= self._max_queue:
-                raise QueueFull(self.wait_estimate())
+            self.require_room()
             deadline = time.monotonic() + (self._timeout if timeout_s is None else timeout_s)
             job = Job(order, served, owner, deadline, partial_images, on_preview)
             self._queue.put(job)
@@ -149,6 +146,14 @@ class Engine:
             self._metrics.waiting.set(len(self._queue))
             self._changed.notify()
         return Ticket(job, self._predict)
+
+    def require_room(self) -> None:
+        """Raises :class:`QueueFull` where :meth:`submit` would: asked before work goes into what has no place."""
+        with self._changed:
+            if len(self._queue) >= self._max_queue:
+                self._queue.drop(lambda job: job.future.done())
+            if len(self._queue) >= self._max_queue:
+                raise QueueFull(self.wait_estimate())
 
     def wait_estimate(self) -> int:
         """Seconds until the orders now waiting are begun, predicted from their steps and the pace; at least 1."""

@@ -56,6 +56,11 @@ def apply_quiet_environment() -> None:
         os.environ.setdefault(key, value)
 
 
+def address_of(run: Run) -> str | None:
+    """Of the cluster that is joined: the recipe's, or that of the job this process is; None: a local Ray is started."""
+    return run.ray_address or os.environ.get("RAY_ADDRESS")  # set inside `ray job submit`
+
+
 @contextlib.contextmanager
 def ray_session(run: Run) -> Iterator[None]:
     """A Ray session for the block: the one already joined, the cluster of ``run``, or a local one.
@@ -71,7 +76,7 @@ def ray_session(run: Run) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = run.ray_address or os.environ.get("RAY_ADDRESS")  # set inside `ray job submit`
+    address = address_of(run)
     # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
     threads = str(run.threads_per_worker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.contracts.recipe import Run
+from components.runtime.cluster import address_of
 
 PROCESS = 900_000_000  # bytes of a worker before any tensor: Python with torch, DeepSpeed, diffusers and Ray
 _SPARE = 0.93  # of a GPU: the rest goes to the driver's context and to gaps between blocks
@@ -18,7 +19,7 @@ def room_of(run: Run) -> tuple[int, str] | None:
             return None
         size, name = found
         return int(size * _SPARE * min(1.0, run.gpus_per_worker)), name
-    if run.ray_address or run.launcher == "here":
+    if address_of(run) or run.launcher == "here":
         return None
     free = free_memory()
     return max(0, free // run.workers - PROCESS), f"{free / 1e9:.1f} GB free on this machine for {run.workers} workers"

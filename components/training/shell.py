@@ -15,7 +15,7 @@ from typing import Any
 
 from components.contracts.errors import AtelierError, TrainingError
 from components.contracts.recipe import Run
-from components.runtime.cluster import ray_session
+from components.runtime.cluster import address_of, ray_session
 from components.training.far import fetch
 from components.training.following import Listener, following
 
@@ -65,7 +65,7 @@ def check_workers(batch_size: int, run: Run, whole_batch: bool = False) -> None:
     Raises:
         TrainingError: see above.
     """
-    local = run.launcher == "ray" and not run.ray_address
+    local = run.launcher == "ray" and not address_of(run)
     if local and run.gpus_per_worker == 0 and run.workers * run.threads_per_worker > run.cpus:
         raise TrainingError(
             f"{run.workers} workers of {run.threads_per_worker} threads do not fit on run.cpus={run.cpus}",
@@ -96,6 +96,8 @@ def check_workers(batch_size: int, run: Run, whole_batch: bool = False) -> None:
 def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from components.training.failures import Failures
@@ -104,8 +106,15 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
 
+    # each is a process more at every start: no Ray Data set is fed to the workers, and what a local Ray holds ends
+    # with the session
+    idle = (DatasetsCallback,) if address_of(run) else (DatasetsCallback, PlacementGroupCleanerCallback)
+
     class Trainer(TorchTrainer):  # type: ignore[misc]
         """Ctrl-C stops this process as it stops any other stage: Ray's own handler ends it without a word."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, idle)]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Python's handler in place; the workers end with the session."""

@@ -224,7 +224,7 @@ def test_kustomize_builds_it(folder: str) -> None:
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("kubectl is not installed here, so kustomize cannot build the manifests")
-    done = subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     built = [found for found in yaml.safe_load_all(done.stdout) if found]
     assert built

@@ -106,5 +106,5 @@ def test_evidently_is_loaded_late_and_silenced() -> None:
         "assert not event_logger.is_enabled()"
     )
     env = {key: value for key, value in os.environ.items() if key != "DO_NOT_TRACK"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr

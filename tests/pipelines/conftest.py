@@ -21,7 +21,7 @@ def command(root: Path, port: int, *words: str) -> list[str]:
 
 
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=1800, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")

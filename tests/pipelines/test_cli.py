@@ -30,7 +30,7 @@ def atelier(*arguments: str, script: str | None = None, **env: str) -> subproces
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         stdin=subprocess.DEVNULL,
     )
 
@@ -90,7 +90,7 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     assert process.stderr is not None
     said = process.stderr.readline()  # it is up when it says when it will run next
     process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=30)[1]
+    rest = process.communicate(timeout=180)[1]
     assert process.returncode == 130, said + rest
     assert "Stopped. Run the same command again" in rest and "Traceback" not in rest
 

@@ -110,7 +110,7 @@ def test_a_registry_that_is_down(recipe: str, tmp_path: Path) -> None:
     artifacts = made.full(made.context(tmp_path))
     command = [sys.executable, "-m", "pipelines.cli", "forget", "--recipe", recipe, "--url", made.GONE]
     done = subprocess.run(
-        [*command, "--set", "run.registry=http://127.0.0.1:9"], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [*command, "--set", "run.registry=http://127.0.0.1:9"], cwd=ROOT, capture_output=True, text=True, timeout=900,
         stdin=subprocess.DEVNULL, env=os.environ | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"},
     )  # fmt: skip
     assert done.returncode == 5, done.stderr

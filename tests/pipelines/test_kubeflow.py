@@ -67,7 +67,7 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(tmp_path: Path) ->
 def test_command_line(tmp_path: Path) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "pipelines/kubeflow.py", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     done = call("--recipe", "demo", "--output", str(tmp_path / "p.yaml"), "--image", "registry.example/atelier:7")
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ from tests.ports import unused_port
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def head() -> Iterator[Head]:
         yield Head(f"http://127.0.0.1:{ports[1]}", env)
     finally:
         blocking.terminate()
-        blocking.wait(timeout=60)
+        blocking.wait(timeout=300)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_train_as_a_ray_job(head: Head, tmp_path: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     listing = [RAY, "job", "list", "--address", head.dashboard]
     while subprocess.run(listing, env=head.env, capture_output=True).returncode:
         assert time.monotonic() < deadline, "the head's job server never answered"
@@ -69,7 +69,7 @@ def test_train_as_a_ray_job(head: Head, tmp_path: Path) -> None:
             "python", "pipelines/train.py", "--recipe", "demo", *tiny_settings(tmp_path, port),
         ],
         env=head.env,
-        cwd=ROOT, capture_output=True, text=True, timeout=500,
+        cwd=ROOT, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     models = Store(str(tmp_path / "demo" / "store")).list("model")
@@ -83,7 +83,7 @@ def tiny_settings(root: Path, port: int) -> list[str]:
 
     tiny = yaml.safe_load((Path(__file__).with_name("tiny.yaml")).read_text())
     tiny["collect"]["world"]["port"] = port
-    tiny["run"] |= {"root": str(root), "workers": 1}  # two start more slowly on two processors
+    tiny["run"]["root"] = str(root)
     words = []
     for section, keys in tiny.items():
         if isinstance(keys, dict):

@@ -37,7 +37,7 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_collected(tmp_p
         done = subprocess.run(
             [sys.executable, "-m", "pipelines.cli", command, "--set", "train.denoiser.caption_dropout=0",
              "--set", f"run.root={tmp_path}"],
-            cwd=ROOT, capture_output=True, text=True, timeout=240,
+            cwd=ROOT, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 6 and "caption_dropout is 0" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not list(tmp_path.rglob("manifest.json"))

@@ -54,7 +54,7 @@ class Page:
         """
         wanted = next(self._ids)
         self._socket.send(json.dumps({"id": wanted, "method": method, "params": params}))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while True:
             try:
                 message = json.loads(self._socket.recv(timeout=max(0.0, deadline - time.monotonic())))
@@ -93,7 +93,7 @@ class Page:
             raise BrowserError(f"{expression}: {details.get('exception', {}).get('description', details['text'])}")
         return answer["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 20.0) -> Any:
+    def until(self, expression: str, seconds: float = 120.0) -> Any:
         """The value of ``expression`` as soon as it is true.
 
         Raises:
@@ -225,7 +225,7 @@ class _Commands:
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         wanted = next(self._ids)
         self._socket.send(json.dumps({"id": wanted, "method": method, "params": params}))
-        while (message := json.loads(self._socket.recv(timeout=30))).get("id") != wanted:
+        while (message := json.loads(self._socket.recv(timeout=180))).get("id") != wanted:
             pass
         if "error" in message:
             raise BrowserError(f"{method}: {message['error']['message']}")
@@ -263,7 +263,7 @@ def started(binary: str, folder: Path) -> Iterator[Browser]:
 
 
 def _port(process: subprocess.Popen[bytes], file: Path, log: Path) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if file.exists() and (lines := file.read_text().splitlines()):
             return int(lines[0])

@@ -117,7 +117,7 @@ def make_painter() -> type[Painter]:
 def until() -> Callable[..., None]:
     """Waits until a condition holds; fails after a deadline."""
 
-    def wait(true: Callable[[], object], seconds: float = 20.0) -> None:
+    def wait(true: Callable[[], object], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, "it did not come true in time"

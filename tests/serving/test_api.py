@@ -160,7 +160,7 @@ def test_overload_is_429_while_busy_stays_ready(api: Callable[..., Api]) -> None
     it.parts.painter.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(it.ask) for _ in range(6)]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while sum(f.done() for f in waiting) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert it.client.get("/readyz").status_code == it.client.get("/healthz").status_code == 200

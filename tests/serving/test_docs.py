@@ -63,7 +63,7 @@ def test_curl(documented: Any, until: Callable[..., None]) -> None:
             until(lambda: documented.service.engine.busy)
         script = example.replace("http://127.0.0.1:8000", documented.url).replace("curl ", "curl --noproxy '*' ")
         environment = {"ATELIER_KEY": documented.key, "PATH": "/usr/local/bin:/usr/bin:/bin"}
-        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30, env=environment)
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=180, env=environment)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     documented.painter.gate.set()

@@ -75,7 +75,7 @@ def held(painter: Any, engine: Engine, prompt: str = "first", **more: Any) -> An
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.002)

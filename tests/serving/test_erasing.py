@@ -118,7 +118,7 @@ def test_beside_busy_writers_and_readers(tmp_path: Path) -> None:
     threads = [threading.Thread(target=write, args=(i,)) for i in range(2)] + [threading.Thread(target=read)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while sum(name.startswith("r9") and len(name) == 6 for name in ids(tmp_path)) < 30:
         assert time.monotonic() < deadline
     assert erase(tmp_path, user="ada", key_id="k1").rows == 30

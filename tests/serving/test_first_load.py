@@ -105,7 +105,7 @@ def test_a_champion_that_kills_who_loads_it_is_given_up(tmp_path: Path, gate: An
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert died.returncode == -signal.SIGKILL, died.stderr
         assert json.loads((tmp_path / NAME).read_text())["by"] == replica

@@ -33,7 +33,7 @@ def test_rows_come_back_in_the_schema(tmp_path: Path) -> None:
 def test_rows_are_on_disk_by_themselves_within_the_flush_time(tmp_path: Path) -> None:
     book = Logbook(tmp_path, "w", flush_s=0.05)
     book.append(entry(1))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not read_logbook(tmp_path).num_rows:
         assert time.monotonic() < deadline
         time.sleep(0.02)

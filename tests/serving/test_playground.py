@@ -14,7 +14,7 @@ from serving.engine import Served
 from tests.serving.visiting import IDLE, Visit, chromium, visit
 
 __all__ = ["chromium", "visit"]  # fixtures
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration]
 FOLDER = Path(__file__).resolve().parents[2] / "serving" / "playground"
 
 
@@ -223,7 +223,7 @@ def test_the_history_makes_a_picture_again(visit: Callable[..., Visit]) -> None:
     it.pictures(1)
     page.until("document.querySelectorAll('#history li').length === 2")
     page.reload()
-    page.until("document.querySelectorAll('#history li').length === 2", 10)  # newest first, kept by the browser
+    page.until("document.querySelectorAll('#history li').length === 2")  # newest first, kept by the browser
     assert page.text("#history li:nth-child(2)").startswith("a red barn")
     assert "version 1 · 2 pictures · seed 77" in page.text("#history li:nth-child(2) .note")
     page.click("#history li:nth-child(2) .acts button:nth-child(1)")
@@ -257,7 +257,7 @@ def test_what_is_pressed_before_the_settings_come_is_not_lost(visit: Callable[..
     before = it.pictures(1)
     it.page.send("Page.addScriptToEvaluateOnNewDocument", source=SLOW_SETTINGS)
     it.page.reload()
-    it.page.until("document.querySelectorAll('#history li').length === 1", 10)
+    it.page.until("document.querySelectorAll('#history li').length === 1")
     assert not it.page.evaluate("document.getElementById('served').classList.contains('ready')"), "they have come"
     it.page.click("#history li:nth-child(1) .acts button:nth-child(1)")
     assert it.pictures(1) == before
@@ -298,7 +298,7 @@ def test_a_server_that_goes_away_and_a_model_that_comes(visit: Callable[..., Vis
     assert "secret detail" not in it.page.text("body")
     served = it.parts.service.engine.served
     it.parts.service.engine.swap(Served("2", served.generator, "e" * 64))
-    it.page.until("document.getElementById('served').innerText.includes('version 2')", 15)
+    it.page.until("document.getElementById('served').innerText.includes('version 2')")
 
 
 def test_nothing_of_the_page_is_missing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.serving.visiting import IDLE, Visit, chromium, visit
 
 __all__ = ["chromium", "visit"]  # fixtures
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration]
 CONTROLS = {
     "button", "textbox", "searchbox", "slider", "spinbutton", "combobox", "radio", "link", "progressbar", "group",
     "dialog", "DisclosureTriangle",

@@ -61,7 +61,7 @@ def test_another_replica_cancels(replica: Callable[[], RunningRequests], until: 
     for hold in holds:
         hold.begin()
     assert there.cancel("r1", "k")
-    until(mine.is_set, 5)
+    until(mine.is_set)
     assert not neighbour.is_set() and not there.cancel("r1", "k")
     holds[1].end()
     assert not there.cancel("r2", "k"), "it is over"
@@ -83,9 +83,9 @@ print(running.cancel("r1", "x"), running.cancel("r1", "k"))
 running.close()
 """
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["False", "True"], done.stderr
-    until(called.is_set, 5)
+    until(called.is_set)
 
 
 def test_what_ended_before_it_began_is_never_held(replica: Callable[[], RunningRequests], tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_files_of_a_killed_server_go_and_a_lost_folder_cancels_nobody(
     assert not noted.is_set() and not unnoted.is_set()
     assert running.cancel("r2", "k") and unnoted.is_set(), "this replica can still cancel it"
     folder.mkdir()
-    until(noted.is_set, 5)  # its file is not there: somebody has deleted it
+    until(noted.is_set)  # its file is not there: somebody has deleted it
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_request_is_cancelled_at_either_replica(two: Any, where: int, until: C
         assert quick.result(10).status_code == 200, "a neighbour in the same batch goes on"
         assert it.delete("/v1/requests/mine").status_code == 404
     assert cancelled.status_code == 499 and cancelled.json()["error"]["code"] == "cancelled"
-    until(lambda: engine.busy == 0, 5)
+    until(lambda: engine.busy == 0)
     assert len(two.painter.calls) < 200, "it was not drawn to its end"
     two.service.logbook.flush()
     rows = {(row["status"], row["error"]) for row in read_logbook(two.home / "logbook").to_pylist()}
@@ -166,7 +166,7 @@ def test_a_client_that_leaves_is_noticed(two: Any, until: Callable[..., None]) -
             for _ in answer.iter_lines():
                 if two.service.engine.busy:
                     raise httpx.ReadTimeout("seen enough")
-        until(lambda: two.service.engine.busy == 0, 5)
+        until(lambda: two.service.engine.busy == 0)
     assert list((two.home / "requests").iterdir()) == []
     two.service.logbook.flush()
     rows = [(row["status"], row["error"]) for row in read_logbook(two.home / "logbook").to_pylist()]

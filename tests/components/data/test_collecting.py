@@ -35,7 +35,7 @@ from components.runtime.storage import Artifact
 from tests.components.data.pages import NEVER, Answer, Pages, jpeg, served
 from tests.ports import unused_port
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 ROOT = Path(__file__).parents[3]
 JPEGS = [jpeg(n) for n in range(40)]
 
@@ -459,7 +459,7 @@ def test_a_retry_killed_in_the_middle_loses_nothing(pages: Pages, tmp_path: Path
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(arguments, cwd=ROOT, stderr=log, stdout=log)
     assert reached.wait(60), (tmp_path / "log").read_text()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("**/_retry/**/shards/00000.parquet")):
         assert time.monotonic() < deadline, "the first shard was never accepted"
         time.sleep(0.01)

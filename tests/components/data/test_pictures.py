@@ -398,7 +398,7 @@ for file in sorted(Path(sys.argv[1]).iterdir()):
 print(json.dumps(found))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[3], capture_output=True, timeout=120
+        [sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[3], capture_output=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

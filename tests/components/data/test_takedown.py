@@ -178,5 +178,5 @@ def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
         "for i in range(5): Blocklist.add(sys.argv[1], {f'host:{sys.argv[2]}-{i}.test': ()})"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)]) for n in range(3)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
     assert len(Blocklist.of(str(tmp_path))) == 15

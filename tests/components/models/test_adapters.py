@@ -212,7 +212,7 @@ def test_stock_pipelines_open_it_in_a_clean_process(models: dict[str, Path], tmp
     arguments = [str(models["unet"]), str(models["dit"]), str(loras["unet"]), str(loras["dit"]), str(out)]
     done = subprocess.run(
         [sys.executable, "-c", STOCK, *arguments],
-        cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=500,
+        cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with np.load(out) as stock:

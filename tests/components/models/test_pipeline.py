@@ -118,7 +118,7 @@ def test_stock_pipelines_open_them_elsewhere(folder: Path, tmp_path: Path) -> No
         folders.append(save_with_parts(tmp_path / "c", "dit", save_clip(tmp_path / "clip"), kl, "epsilon"))
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", "-c", STOCK, *map(str, folders)]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for each in folders:
         stock = np.load(f"{each}.npy")

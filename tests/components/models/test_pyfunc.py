@@ -79,7 +79,7 @@ def test_a_clean_process_loads_the_version_and_draws(
 
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quiet_environment()
     command = [sys.executable, "-c", CLEAN, uri, "models:/m@champion", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     mine = load_generator(artifact.local() / "model").generate(
         ["a red star", "a blue circle"], [3, 4], steps=2, guidance_scale=2.0

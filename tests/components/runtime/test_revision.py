@@ -194,7 +194,7 @@ def test_completed_by_the_first_of_many_readers(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, store.url, old.manifest.identity]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    found = {reader.communicate(timeout=60)[0].strip() for reader in readers}
+    found = {reader.communicate(timeout=300)[0].strip() for reader in readers}
     assert [reader.returncode for reader in readers] == [0] * 4
     assert len(found) == 1 and old.digest not in found
     assert json.loads((Path(old.url) / MANIFEST_NAME).read_text())["digest"] in found

@@ -109,7 +109,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, env=os.environ | quiet_environment(), start_new_session=True
         )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 600
     try:
         while True:
             try:

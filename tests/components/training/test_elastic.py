@@ -124,7 +124,7 @@ def test_killed_at_any_step_and_gone_on_with_by_one_two_or_four(tmp_path: Path) 
     """SIGKILL to both ranks; the samples of every step are the same whoever trains it, and so is the loss curve."""
     plan, killed = _plan(images=24 * 8, checkpoint_every_s=0.0), tmp_path / "killed"
     processes = start([Job(str(killed), plan, {"pause_s": 0.05})], 2, tmp_path / "logs")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not ((found := checkpoint.latest(killed)) and found[0].step >= 5):
         assert all(p.poll() is None for p in processes), [p.read_text() for p in (tmp_path / "logs").glob("*.log")]
         assert time.monotonic() < deadline, "no checkpoint of step 5 within two minutes"

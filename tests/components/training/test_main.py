@@ -45,7 +45,7 @@ def test_torchrun_makes_what_one_process_makes_and_needs_no_ray(recipe: Path, tm
     module = ["-m", "components.training.main", "autoencoder", "--recipe", str(recipe)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     two = ["--set", f"run.registry=sqlite:///{tmp_path / 'two.db'}"]
-    done = subprocess.run([*torchrun, *module, *two], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*torchrun, *module, *two], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     made = Path(done.stdout.strip().splitlines()[-1])
     manifest = json.loads((made / "manifest.json").read_text())
@@ -54,7 +54,7 @@ def test_torchrun_makes_what_one_process_makes_and_needs_no_ray(recipe: Path, tm
 
     other = tmp_path / "runs" / "small" / "two"
     made.rename(other)
-    alone = subprocess.run([sys.executable, *module], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    alone = subprocess.run([sys.executable, *module], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert alone.returncode == 0, alone.stderr[-4000:]
     assert Path(alone.stdout.strip().splitlines()[-1]) == made  # the same identity
     again = json.loads((made / "manifest.json").read_text())

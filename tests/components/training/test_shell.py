@@ -15,6 +15,7 @@ from components.contracts.errors import TrainingError
 from components.contracts.recipe import Run
 from components.runtime.cluster import ray_session
 from components.training.events import told
+from components.training.room import room_of
 from components.training.shell import check_workers, checkpoints_url, run_training
 from tests.components.training.tiny import PLAN, Tiny
 from tests.components.training.watching import OFTEN, require_as_one_process, step_of, when
@@ -93,6 +94,13 @@ def test_numbers_of_workers_that_can_be_are_taken() -> None:
     check_workers(12, Run(workers=2, min_workers=1, cpus=2))
     check_workers(8, Run(workers=2, accumulate=3, cpus=2), whole_batch=True)
     check_workers(7, Run(workers=5, launcher="here"))
+
+
+def test_a_joined_cluster_says_itself_how_many_workers_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_workers(12, Run(workers=6, cpus=2, ray_address="auto"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as inside `ray job submit`
+    check_workers(12, Run(workers=6, cpus=2))
+    assert room_of(Run(workers=6, cpus=2)) is None  # on machines that this one cannot see
 
 
 def test_every_training_has_a_place_of_its_own_for_checkpoints() -> None:

@@ -194,7 +194,7 @@ def start(jobs: Sequence[Job], world: int, at: Path) -> list[subprocess.Popen[by
     return processes
 
 
-def finish(processes: Sequence[subprocess.Popen[bytes]], at: Path, timeout: float = 500.0) -> None:
+def finish(processes: Sequence[subprocess.Popen[bytes]], at: Path, timeout: float = 1500.0) -> None:
     """Wait until all have ended well; on failure none is left behind, and their logs are shown."""
     deadline = time.monotonic() + timeout
     try:

@@ -22,7 +22,7 @@ def when(seen: Callable[[], bool], then: Callable[[], None]) -> threading.Thread
     """A thread that does ``then`` once ``seen`` is true."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 900
         while not seen():
             if time.monotonic() > deadline:
                 return
