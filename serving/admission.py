@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from serving.auth import ADMIN, GENERATE, Key, require
+from serving.door import PLACE
 from serving.engine import NoModel, QueueFull, Served
 from serving.limits import NO_STYLE, invalid
 from serving.logbook import Entry
@@ -126,7 +127,8 @@ def no_model() -> ApiError:
 def queue_full(error: QueueFull) -> ApiError:
     """429 where as many wait as may."""
     message = f"Too many requests are waiting. Try again in {error.retry_after} s."
-    return ApiError(429, "queue_full", message, retry_after=error.retry_after)
+    told = {} if error.place_s is None else {PLACE: f"{error.place_s:.4f}"}
+    return ApiError(429, "queue_full", message, retry_after=error.retry_after, headers=told)
 
 
 def _route(service: Service, key: Key | None, version: str | None) -> Served:

@@ -156,7 +156,9 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _error(error: ApiError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    headers = dict(error.headers)
+    if error.retry_after:
+        headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(ErrorResponse(error=error.body).model_dump(), error.status, headers=headers)

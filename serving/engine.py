@@ -153,7 +153,8 @@ class Engine:
             if len(self._queue) >= self._max_queue:
                 self._queue.drop(lambda job: job.future.done())
             if len(self._queue) >= self._max_queue:
-                raise QueueFull(self.wait_estimate())
+                retry_after = self.wait_estimate()
+                raise QueueFull(retry_after, self._wait / max(1, len(self._queue)))
 
     def wait_estimate(self) -> int:
         """Seconds until the orders now waiting are begun, predicted from their steps and the pace; at least 1."""

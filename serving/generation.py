@@ -18,6 +18,7 @@ from serving.admission import Asked, admit
 from serving.answers import ImagesResponse
 from serving.auth import KeyRing
 from serving.delivery import Delivery, Picture
+from serving.door import TURNED_AWAY
 from serving.drawing import CLIENT_CLOSED, Drawing
 from serving.engine import Drawn, Engine
 from serving.follower import Follower
@@ -65,6 +66,9 @@ class Generation:
     def __init__(self, service: Service, request: Request) -> None:
         self._service, self._request = service, request
         self._asked = Asked(request.scope["atelier.request_id"], service.limits.serve.max_prompt_chars)
+        turned_away = request.headers.get(TURNED_AWAY, "")  # by Serve's proxy, see serving.door
+        if turned_away.isdecimal() and len(turned_away) < 9:
+            service.metrics.requests.labels("429").inc(int(turned_away))
 
     async def answer(self) -> Response:
         """The pictures as JSON, or a stream of events that ends with them.

@@ -21,6 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.door import Door
+
 TRIES = 3  # more of them and a request that itself kills replicas would take too many with it
 PAUSE_S = 0.2  # between them; time for Serve to notice
 MOST_KEPT = 4 * 1024 * 1024  # bytes of a body; a larger one is not asked again
@@ -30,8 +32,8 @@ _log = logging.getLogger("ray.serve")
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve in each of its proxies."""
-    return [Middleware(Repeating)]
+    """Called by Serve in each of its proxies. The first is the outermost."""
+    return [Middleware(Door), Middleware(Repeating)]
 
 
 class Repeating:

@@ -27,6 +27,7 @@ class ApiError(Exception):
         param: the request field concerned.
         details: further fields of the error's body, as JSON values.
         recorded: what it answers is in the logbook already.
+        headers: of the answer, besides those that the status asks for.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class ApiError(Exception):
         retry_after: int | None = None,
         details: dict[str, Any] | None = None,
         recorded: bool = False,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.status, self.code, self.message = status, code, message
         self.param, self.retry_after, self.details, self.recorded = param, retry_after, details or {}, recorded
+        self.headers = headers or {}
         super().__init__(message)
 
     @property

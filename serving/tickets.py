@@ -71,10 +71,13 @@ class NoModel(Exception):
 
 
 class QueueFull(Exception):
-    """Too many orders wait, or too long; ``retry_after`` is the predicted time, in seconds, until they are begun."""
+    """Too many orders wait, or too long; ``retry_after`` is the predicted time, in seconds, until they are begun.
 
-    def __init__(self, retry_after: int) -> None:
-        self.retry_after = retry_after
+    Where the queue itself is full, for whoever asks, ``place_s`` is the predicted time until the next place comes free.
+    """
+
+    def __init__(self, retry_after: int, place_s: float | None = None) -> None:
+        self.retry_after, self.place_s = retry_after, place_s
         super().__init__(retry_after)
 
 

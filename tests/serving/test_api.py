@@ -21,6 +21,7 @@ from PIL import Image
 
 from serving.api import build_api
 from serving.auth import make_key
+from serving.door import PLACE, TURNED_AWAY
 from serving.engine import Served
 from serving.logbook import read_logbook
 from serving.pages import PLAYGROUND
@@ -169,9 +170,12 @@ def test_overload_is_429_while_busy_stays_ready(api: Callable[..., Api]) -> None
     assert sorted(a.status_code for a in answers) == [200] * 2 + [429] * 4
     full = next(a for a in answers if a.status_code == 429)
     assert error(full, 429, "queue_full")["type"] == "rate_limit_error" and int(full.headers["retry-after"]) >= 1
+    assert float(full.headers[PLACE]) > 0
     assert sorted(row["status"] for row in it.rows()) == [200] * 2 + [429] * 4
+    told = {TURNED_AWAY: "3"}  # by the door before the replicas
+    assert it.client.post(IMAGES, json={"prompt": "a star"}, headers=told).status_code == 200
     text = it.client.get("/metrics").text
-    assert 'atelier_requests_total{status="429"} 4.0' in text and 'atelier_model_info{version="1"} 1.0' in text
+    assert 'atelier_requests_total{status="429"} 7.0' in text and 'atelier_model_info{version="1"} 1.0' in text
 
 
 def test_a_model_that_fails_and_one_that_is_too_slow(api: Callable[..., Api]) -> None:
