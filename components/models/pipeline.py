@@ -112,9 +112,10 @@ class Generator:
             autoencoder = frozen(load_autoencoder(folder / "vae"), chosen).to(memory_format=torch.channels_last)
             scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
             tokenizer = load_tokenizer(folder / "tokenizer")
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # three libraries read these files, and a damaged one makes them raise anything
+            said = str(error).strip().splitlines() or [type(error).__name__]
             raise ArtifactError(
-                f"{folder} cannot be opened as a model: {str(error).splitlines()[0]}",
+                f"{folder} cannot be opened as a model: {said[0]}",
                 expected="a diffusers folder with unet or transformer, vae, text_encoder, tokenizer and scheduler",
                 remedy="check the path, or train and assemble the model again",
             ) from error

@@ -162,7 +162,7 @@ def main(parts: list[str]) -> int:
         return error.exit_code
     finally:
         if keep.found["rows"] or keep.found["ablation"]:
-            report.write(keep, size.minutes)
+            report.write(keep)
     return 0
 
 

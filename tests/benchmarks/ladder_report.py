@@ -35,6 +35,7 @@ _METRICS = {
     "fidelity": "prompt fidelity", "r_precision": "R-precision", "frechet": "Fréchet distance",
     "inception": "Inception-style score", "precision": "precision", "recall": "recall",
 }  # fmt: skip
+_OF_ENCODER = {"r_precision": "encoder's R-precision", "text_to_image_recall_at_1": "its recall@1, text to picture"}
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _sheet_pictures(assessment: Artifact) -> dict[str, str]:
     return {row["prompt"]: row["image"].hex() for row in table.to_pylist()}
 
 
-def write(keep: Kept, minutes: float) -> None:
+def write(keep: Kept) -> None:
     """``ladder.json``, ``ladder.md`` and ``sheet.png`` from all rows there are."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = keep.found["rows"]
@@ -174,7 +175,7 @@ def write(keep: Kept, minutes: float) -> None:
     about: dict[str, Any] = {
         "name": "ladder",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": f"MINUTES={minutes:g} make ladder",
+        "command": "make ladder",
         "machine": harness._machine(),
         "versions": {
             "python": platform.python_version(),
@@ -186,32 +187,46 @@ def write(keep: Kept, minutes: float) -> None:
     (FOLDER / "ladder.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     text = [
         "# The ladder: cnn, vae, gan and diffusion", "",
-        f"{about['date']}, `{about['command']}`, {about['machine']}. Equal wall time a family, one text encoder and "
-        "one judge a data set. In brackets: 95% intervals.", "",
+        f"{about['date']}, {about['machine']}. Equal wall time a family, one text encoder and one judge a data "
+        "set; the text encoder's own training is not counted. In brackets: 95% intervals.", "",
     ]  # fmt: skip
     for data in dict.fromkeys(row["data"] for row in rows):
-        text += [f"## {data}", "", *_table([r for r in rows if r["data"] == data], "family"), ""]
+        group = [r for r in rows if r["data"] == data]
+        text += [f"## {data}", "", f"{_minutes(group)} a family.", "", *_table(group, "family"), ""]
     if rows:
         text += ["Prompts and seeds of the sheet are the same for all families.", "", "![sheet](sheet.png)", ""]
     if keep.found["ablation"]:
         text += ["## What the first of the two steps is worth", "",
-                 "The same gan, the same images, on four text encoders (embedded world).", "",
+                 f"The same gan, the same images ({_minutes(keep.found['ablation'])} of training), on four text "
+                 "encoders (embedded world). The last two columns are the encoder's own, on held-out real pictures.", "",
                  *_table(keep.found["ablation"], "text encoder"), ""]  # fmt: skip
     (FOLDER / "ladder.md").write_text("\n".join(text), encoding="utf-8")
     print("\n".join(text))
 
 
+def _minutes(rows: list[dict[str, Any]]) -> str:
+    """``"4 minutes"``, or all that were asked for where rows differ."""
+    return " or ".join(f"{m:g}" for m in sorted({row["minutes_asked"] for row in rows})) + " minutes"
+
+
 def _table(rows: list[dict[str, Any]], first: str) -> list[str]:
     names = [name for name in _METRICS if any(name in row for row in rows)]
     head = [first, *(_METRICS[n] for n in names), "s an image", "s in a batch of 16", "parameters", "training s"]
+    of_encoder = _OF_ENCODER if first == "text encoder" else {}
+    head += of_encoder.values()
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [f"{r['value']:.3g} ({r['low']:.3g}–{r['high']:.3g})" if (r := row.get(n)) else "–" for n in names]
+        cells = [_estimate(row.get(name)) for name in names]
         spent = sum(v or 0 for k, v in row["training_seconds"].items() if k != "text_encoder")
         cells += [f"{row['seconds_alone']:.3g}", f"{row['seconds_in_16']:.3g}", f"{row['parameters'] / 1e6:.2f} M",
                   f"{spent:.0f}"]  # fmt: skip
+        cells += [_estimate(row["encoder"].get(key)) for key in of_encoder]
         lines.append("| " + " | ".join([row["family"], *cells]) + " |")
     return lines
+
+
+def _estimate(found: dict[str, float] | None) -> str:
+    return f"{found['value']:.3g} ({found['low']:.3g}–{found['high']:.3g})" if found else "–"
 
 
 def _sheet(rows: list[dict[str, Any]]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,25 @@ def test_wrong_use_is_explained(generator: Generator, tmp_path: Path) -> None:
         generator.generate(["a"], [1], steps=0, guidance_scale=1.0)
     with pytest.raises(ArtifactError, match=r"cannot be opened as a model.*Remedy"):
         Generator.load(tmp_path, "cpu")
+
+
+def test_damage_to_any_file_is_one_error(folder: Path, tmp_path: Path) -> None:
+    """Cut short, garbled or of another model: whichever file it is, the error is the project's own."""
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    index = whole / "model_index.json"
+    damaged = 0
+    for path in sorted(path for path in whole.rglob("*") if path.is_file() and path != index):
+        before = path.read_bytes()
+        for after in (b"", before[: len(before) // 2], b"\xff" * len(before), b"[]" if path.suffix == ".json" else b"{}"):
+            path.write_bytes(after)
+            try:
+                Generator.load(whole, "cpu")
+            except ArtifactError:
+                damaged += 1
+        path.write_bytes(before)
+    assert damaged >= 20
+    Generator.load(whole, "cpu")
 
 
 def test_text_states_are_those_of_the_whole_clip(folder: Path) -> None:
