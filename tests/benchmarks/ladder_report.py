@@ -198,7 +198,7 @@ def write(keep: Kept) -> None:
     if keep.found["ablation"]:
         text += ["## What the first of the two steps is worth", "",
                  f"The same gan, the same images ({_minutes(keep.found['ablation'])} of training), on four text "
-                 "encoders (embedded world). The last two columns are the encoder's own, on held-out real pictures.", "",
+                 "encoders (embedded world). The last two columns are the encoder's own, on real pictures.", "",
                  *_table(keep.found["ablation"], "text encoder"), ""]  # fmt: skip
     (FOLDER / "ladder.md").write_text("\n".join(text), encoding="utf-8")
     print("\n".join(text))
