@@ -7,6 +7,7 @@ import io
 import json
 import platform
 import statistics
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,9 +241,8 @@ def _sheet(rows: list[dict[str, Any]]) -> Any:
     draw, y = ImageDraw.Draw(sheet), 0
     for group in groups.values():
         for column, prompt in enumerate(list(group[0]["sheet"])[:_SHEET]):
-            short = prompt if len(prompt) <= 54 else prompt[:53] + "…"
-            words = [short[i : i + 18] for i in range(0, len(short), 18)]
-            draw.multiline_text((left + column * (cell + gap), y + 4), "\n".join(words[:3]), (28, 30, 36),
+            lines = textwrap.wrap(prompt, 18, max_lines=3, placeholder=" …")
+            draw.multiline_text((left + column * (cell + gap), y + 4), "\n".join(lines), (28, 30, 36),
                                 ImageFont.load_default(11), spacing=2)  # fmt: skip
         y += head
         for row in group:
