@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,12 +110,10 @@ def measured(recipe: Recipe, data: str, label: str, size: Size) -> dict[str, Any
     with Context.of(recipe) as ctx:
         dataset = prepare(ctx)
         by = judge(ctx, dataset)
-        started = time.monotonic()
         model = train(ctx, dataset)
-        wall = time.monotonic() - started
         assessment = assess(ctx, model, by)
         row = report.row_of(ctx, label, data, dataset, model, by, assessment)
-    return row | {"wall_seconds_here": round(wall, 1), "minutes_asked": size.minutes}
+    return row | {"minutes_asked": size.minutes}
 
 
 def families(size: Size, keep: report.Kept) -> None:
