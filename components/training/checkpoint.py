@@ -13,6 +13,7 @@ may be at any fsspec URL. A killed or failed writer leaves the former checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -33,6 +34,7 @@ from components.training.weights_file import safetensors_chunks
 
 MODEL, WEIGHTS, OPTIMISER = "model.safetensors", "weights.safetensors", "optimiser.safetensors"
 MARK = "mark.json"
+_LISTINGS = 10  # tries to read a folder from which another process takes what was listed
 
 State = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by file
 
@@ -101,6 +103,12 @@ class Checkpoints:
 
     def marks(self) -> list[Mark]:
         """Of all finished checkpoints, the newest first."""
+        for _ in range(_LISTINGS):
+            with contextlib.suppress(FileNotFoundError):  # taken away by the process that trains, for a newer one
+                return self._listed()
+        return self._listed()
+
+    def _listed(self) -> list[Mark]:
         self._fs.invalidate_cache(self._root)
         paths = cast(list[str], self._fs.glob(f"{self._root}/step-*/{MARK}"))
         found = []

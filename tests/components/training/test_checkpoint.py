@@ -90,6 +90,24 @@ def _damage(path: Path, how: str) -> None:
         path.write_bytes(data[:-1] if how == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
 
 
+def test_there_is_always_one_while_another_process_writes_and_takes_away(tmp_path: Path) -> None:
+    writer, ended = Checkpoints(str(tmp_path), keep_last=1), threading.Event()
+    writer.write(_mark(1), STATE)
+
+    def write() -> None:
+        for step in range(2, 200):
+            writer.write(_mark(step), STATE)
+        ended.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = []
+    while not ended.is_set():
+        seen += [_steps(Checkpoints(str(tmp_path)))[0]]
+    thread.join()
+    assert seen == sorted(seen) and len(set(seen)) > 5
+
+
 def test_half_a_checkpoint_is_not_seen_and_goes_at_the_next(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.write(_mark(2), STATE)

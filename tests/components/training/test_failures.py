@@ -39,7 +39,7 @@ def test_a_lost_node_leaves_an_elastic_training_with_fewer_workers(tmp_path: Pat
             cluster.remove_node(second, allow_graceful=False)
 
         watcher = when(lambda: step_of(folder) >= 4, lose)
-        summary = run_training(Tiny(pause_s=0.1), OFTEN, folder, run)
+        summary = run_training(Tiny(pause_s=0.3), OFTEN, folder, run)
         watcher.join()
         assert worlds == [2], "no node was lost"
         assert not second.any_processes_alive()

@@ -42,7 +42,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
-    process = start(0.3)
+    process = start(1.0)  # long enough to be stopped in the middle, also where the machine is busy
     of_ray: list[psutil.Process] = []
 
     def stop() -> None:

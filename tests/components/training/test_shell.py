@@ -48,7 +48,7 @@ def test_a_killed_worker_costs_what_came_after_the_last_checkpoint(ray_there: No
         victims[0].send_signal(signal.SIGKILL)
 
     watcher = when(lambda: step_of(folder) >= 5, kill)
-    summary = run_training(Tiny(pause_s=0.1, ids=ids), OFTEN, folder, RUN)
+    summary = run_training(Tiny(pause_s=0.3, ids=ids), OFTEN, folder, RUN)
     watcher.join()
     assert victims and not victims[0].is_running(), "no worker was killed"
     assert 5 <= reached[0] < 24
