@@ -127,7 +127,7 @@ def no_model() -> ApiError:
 def queue_full(error: QueueFull) -> ApiError:
     """429 where as many wait as may."""
     message = f"Too many requests are waiting. Try again in {error.retry_after} s."
-    told = {} if error.place_s is None else {PLACE: f"{error.place_s:.4f}"}
+    told = {} if error.place_s is None else {PLACE: f"{error.place_s:.6f}"}
     return ApiError(429, "queue_full", message, retry_after=error.retry_after, headers=told)
 
 

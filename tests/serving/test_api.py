@@ -170,7 +170,7 @@ def test_overload_is_429_while_busy_stays_ready(api: Callable[..., Api]) -> None
     assert sorted(a.status_code for a in answers) == [200] * 2 + [429] * 4
     full = next(a for a in answers if a.status_code == 429)
     assert error(full, 429, "queue_full")["type"] == "rate_limit_error" and int(full.headers["retry-after"]) >= 1
-    assert float(full.headers[PLACE]) > 0
+    assert float(full.headers[PLACE]) >= 0
     assert sorted(row["status"] for row in it.rows()) == [200] * 2 + [429] * 4
     told = {TURNED_AWAY: "3"}  # by the door before the replicas
     assert it.client.post(IMAGES, json={"prompt": "a star"}, headers=told).status_code == 200
