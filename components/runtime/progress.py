@@ -42,6 +42,8 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Set the amount done (absolute, not a step) and a short note such as the loss."""
         step, self._done = done - self._done, done
+        # workers that died go on from a checkpoint: what is done may be less than it was
+        self._shown, self._initial = min(self._shown, done), min(self._initial, done)
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(step)
