@@ -43,5 +43,5 @@ def test_going_back_to_a_checkpoint_is_no_pace(
         "  train: 500/1000 img, 0.0 img/s",
         "  train: 400/1000 img, 0.0 img/s",
         "  train: 450/1000 img, 5.0 img/s, 110 s left",
-        "  train: 450/1000 img, 1.7 img/s",  # 50 in 30 s
+        "  train: 450/1000 img, 1.7 img/s, 330 s left",  # 50 in 30 s
     ]
