@@ -85,7 +85,9 @@ def text_encoder_probe(recipe: Recipe, shapes: Shapes) -> Probe:
         return module
 
     def example(count: int) -> dict[str, Tensor]:
-        ids = torch.ones(count, shapes.tokens, dtype=torch.long)
+        # captions that differ: equal ones are no mismatch to each other's pictures, and leave no loss
+        words = torch.arange(count * shapes.tokens).reshape(count, -1)
+        ids = _Tokens.eos_token_id + 1 + words % (shapes.vocabulary - _Tokens.eos_token_id - 1)
         ids[:, -1] = _Tokens.eos_token_id
         return {"pixels": torch.randn(count, 3, side, side), "ids": ids}
 

@@ -75,6 +75,12 @@ def test_rows_are_looked_at_where_they_are_known() -> None:
         preflight.check_training(autoencoder_probe(recipe, Shapes.of(recipe)), recipe, rows=15)
 
 
+@pytest.mark.parametrize("losses", ["contrastive", "damsm", "both"])
+def test_the_text_encoders_step_compares_unlike_captions(losses: str) -> None:
+    found = preflight.report(_recipe(text_encoder={"losses": losses}), one_step=True)[0]
+    assert found.kind == "text_encoder" and found.loss is not None and found.loss > 0.1
+
+
 def test_room_is_of_the_machine_or_of_the_gpu_that_the_recipe_names() -> None:
     mine = room.room_of(_recipe({"workers": 2}).run)
     assert mine is not None and 0 <= mine[0] < room.free_memory()
