@@ -104,13 +104,18 @@ class Checkpoints:
     def marks(self) -> list[Mark]:
         """Of all finished checkpoints, the newest first."""
         for _ in range(_LISTINGS):
-            with contextlib.suppress(FileNotFoundError):  # taken away by the process that trains, for a newer one
-                return self._listed()
-        return self._listed()
+            # a process that trains may take away what was listed, for a newer one that had not been there
+            paths = self._listed(f"step-*/{MARK}")
+            if paths or not self._listed("step-*"):
+                with contextlib.suppress(FileNotFoundError):
+                    return self._read(paths)
+        return self._read(self._listed(f"step-*/{MARK}"))
 
-    def _listed(self) -> list[Mark]:
+    def _listed(self, pattern: str) -> list[str]:
         self._fs.invalidate_cache(self._root)
-        paths = cast(list[str], self._fs.glob(f"{self._root}/step-*/{MARK}"))
+        return cast(list[str], self._fs.glob(f"{self._root}/{pattern}"))
+
+    def _read(self, paths: list[str]) -> list[Mark]:
         found = []
         for path in paths:
             try:
