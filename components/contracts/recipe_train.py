@@ -37,6 +37,9 @@ class TextEncoder(Config):
     damsm_width: PositiveInt = 128  # of the space in which words and regions meet
     damsm_gammas: tuple[Gamma, Gamma, Gamma] = (5.0, 5.0, 10.0)  # of attention, words and matching (Xu et al. 2018)
 
+    thumbnail: int = Field(default=0, ge=0)  # side in pixels of what is drawn from the caption alone; 0: nothing
+    thumbnail_weight: float = Field(default=100.0, gt=0)  # of its error, beside the other losses
+
     @model_validator(mode="after")
     def _source_to_tune(self) -> TextEncoder:
         if self.fine_tune and self.source is None:
@@ -53,6 +56,8 @@ class TextEncoder(Config):
         left_out = {"source", "revision", "max_tokens", "size", "fine_tune"}
         if self.losses == "contrastive":  # those of DAMSM have no effect
             left_out |= {"losses", "damsm_weight", "damsm_width", "damsm_gammas"}
+        if self.thumbnail == 0:
+            left_out |= {"thumbnail", "thumbnail_weight"}
         return self.model_dump(mode="json", exclude=left_out)
 
 

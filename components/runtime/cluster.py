@@ -32,6 +32,7 @@ QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "DS_ACCELERATOR": "cpu",
+    "GOMP_SPINCOUNT": "10000",  # threads that wait for work give the core back soon: others need it too
     # what stands before the image API in Serve's HTTP proxies, which read this when they start
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy:middlewares",
 }
@@ -79,7 +80,7 @@ def ray_session(run: Run) -> Iterator[None]:
     address = address_of(run)
     # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
-    threads = str(run.threads_per_worker)
+    threads = str(run.threads)
     termination = signal.getsignal(signal.SIGTERM)
     try:
         options: dict[str, Any]

@@ -24,6 +24,7 @@ from components.training.keeper import Keeper
 from components.training.objective import schedule
 from components.training.players import Players
 from components.training.prefetch import Batches
+from components.training.processor import keep_freed_memory
 
 
 class Task(Protocol):
@@ -95,6 +96,7 @@ def train(task: Task, plan: Plan, folder: Path) -> dict[str, Any]:
         TrainingError: the loss is not finite, the batch cannot be split, or every checkpoint is damaged.
         StoreFullError: no room is left for a checkpoint; the former one is whole.
     """
+    keep_freed_memory()
     rank, world = joined_group()
     mine = order.share(plan.batch_size, rank, world)
     torch.manual_seed(plan.seed)  # the same fresh weights on every rank

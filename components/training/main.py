@@ -11,6 +11,7 @@ command again to go on after a kill, with any number of processes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -52,7 +53,8 @@ def _on_every_rank(chosen: argparse.Namespace, recipe: Recipe) -> int:
     from components.training.engine import joined_group
     from components.training.here import dismiss, follow
 
-    torch.set_num_threads(recipe.run.threads_per_worker)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks that torchrun started on this machine
+    torch.set_num_threads(recipe.run.threads_per_worker or max(1, recipe.run.cpus // here))
     rank, _ = joined_group()
     if rank > 0:
         follow()

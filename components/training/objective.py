@@ -39,6 +39,15 @@ def flow_loss(predicted: Tensor, data: Tensor, noise: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), flow_target(data, noise).float())
 
 
+def thumbnail_loss(drawn: Tensor, pixels: Tensor) -> Tensor:
+    """Mean squared error between small drawings ``[N, 3, s, s]`` and pictures ``[N, 3, H, W]`` shrunk to them. Scalar.
+
+    Its optimum is the mean picture of a caption, ``E[x_0 | c]``: what :func:`flow_loss` asks of the denoiser at
+    ``t = 1``, where nothing of the picture is left and the velocity is ``eps - E[x_0 | c]``.
+    """
+    return F.mse_loss(drawn.float(), F.adaptive_avg_pool2d(pixels.float(), drawn.shape[-2:]))
+
+
 def diffuse(data: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """``z_t = sqrt(a) x_0 + sqrt(1 - a) eps`` (Ho et al. 2020, eq. 4). ``alpha_bar`` is ``[N]``, 1 data, 0 noise."""
     a = alpha_bar.view(-1, *[1] * (data.ndim - 1))

@@ -56,7 +56,9 @@ class Players:
             found.put_weights(module)
         if plan.gradient_checkpointing:
             _recompute(module)
-        means = Means(plan.zero_stage, plan.offload == "cpu", accumulate, plan.bf16, plan.compile)
+        # one rank alone has nothing to cut: the copies that cutting needs would only cost time
+        cut = plan.zero_stage if dist.get_world_size() > 1 or plan.offload == "cpu" else 0
+        means = Means(cut, plan.offload == "cpu", accumulate, plan.bf16, plan.compile)
         rates = optimisers or {}
         self.engines = {
             turn: Engine(player, rates.get(turn, plan.optimiser), means, share, self._names)

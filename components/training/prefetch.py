@@ -9,6 +9,8 @@ from types import TracebackType
 
 from torch import Tensor
 
+from components.training.processor import compute_alone
+
 Batch = dict[str, Tensor]
 _AHEAD = 2  # batches that wait to be taken
 
@@ -20,7 +22,8 @@ class Batches:
 
     Args:
         make: the batch of a step.
-        pin: copy batches to pinned memory, from which a GPU fetches them while it computes.
+        pin: for a GPU: copy batches to pinned memory, from which it fetches them while it computes. Without one the
+            thread shares the cores with the training, and computes on one thread.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: int, last: int, pin: bool = False) -> None:
@@ -57,6 +60,8 @@ class Batches:
         return batch
 
     def _run(self) -> None:
+        if not self._pin:
+            compute_alone()
         for step in self._steps:
             try:
                 batch: Batch | BaseException = self._make(step)

@@ -66,9 +66,9 @@ def check_workers(batch_size: int, run: Run, whole_batch: bool = False) -> None:
         TrainingError: see above.
     """
     local = run.launcher == "ray" and not address_of(run)
-    if local and run.gpus_per_worker == 0 and run.workers * run.threads_per_worker > run.cpus:
+    if local and run.gpus_per_worker == 0 and run.workers * run.threads > run.cpus:
         raise TrainingError(
-            f"{run.workers} workers of {run.threads_per_worker} threads do not fit on run.cpus={run.cpus}",
+            f"{run.workers} workers of {run.threads} threads do not fit on run.cpus={run.cpus}",
             expected="run.workers * run.threads_per_worker <= run.cpus",
             remedy="lower run.workers, or raise run.cpus",
         )
@@ -101,8 +101,9 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from components.training.failures import Failures
+    from components.training.processor import KEEP_FREED_MEMORY
 
-    resources = {"CPU": float(run.threads_per_worker)}
+    resources = {"CPU": float(run.threads)}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
 
@@ -121,7 +122,7 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
 
     trainer = Trainer(
         _worker,
-        train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads_per_worker},
+        train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads},
         scaling_config=ScalingConfig(
             num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
             use_gpu=run.gpus_per_worker > 0,
@@ -131,6 +132,7 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
         run_config=RunConfig(
             name="ray",
             storage_path=str(folder),
+            worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
             failure_config=FailureConfig(max_failures=run.max_failures),
             callbacks=[Failures(folder, run.max_failures)],
         ),

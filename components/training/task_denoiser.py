@@ -121,7 +121,8 @@ class DenoiserTask:
             model = denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width)
         return Denoise(model, self.config, features)
 
-    def open(self, module: nn.Module, device: torch.device) -> list[int]:
+    def open(self, module: Any, device: torch.device) -> list[int]:
+        denoisers.fit_to(module.model, device)
         tokenizer = encoders.load_tokenizer(self.tokenizer)
         captions = load_all_captions(self.dataset, tokenizer, self.split, self.sampled)
         ids, end = captions.ids, int(tokenizer.eos_token_id)

@@ -1,6 +1,7 @@
 """Training CLIP, whose text tower conditions the generator: a task of :mod:`components.training.loop`.
 
-By the contrastive loss, the DAMSM loss (:mod:`components.training.damsm`) or both.
+By the contrastive loss, the DAMSM loss (:mod:`components.training.damsm`) or both; beside them, where the recipe asks
+for it, by what it draws from a caption alone (:mod:`components.training.thumbnail`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from components.training import objective
 from components.training.captions import load_all_captions
 from components.training.damsm import Features, Gammas, damsm_loss, damsm_over_ranks, equal_rows, gather
 from components.training.samples import load_pictures, squeezed, to_pixels
+from components.training.thumbnail import Thumbnail
 
 
 class Contrast(nn.Module):
     """CLIP with its losses over the global batch."""
 
     log_scale: Tensor
+    _sentences: Tensor
 
     def __init__(self, towers: Towers, config: TextEncoder) -> None:
         super().__init__()
@@ -38,6 +41,11 @@ class Contrast(nn.Module):
             self.log_scale = nn.Parameter(scale)
         del clip.logit_scale
         self.towers = towers
+        self.thumbnail: Thumbnail | None = None
+        if config.thumbnail:
+            side = min(config.thumbnail, towers.image_size)
+            self.thumbnail = Thumbnail(clip.config.text_config.hidden_size, side)
+            clip.text_model.register_forward_hook(self._keep_sentences)
 
     def finished(self) -> Saved:
         """The CLIP model with its scale again, and its head."""
@@ -45,6 +53,17 @@ class Contrast(nn.Module):
         return Saved(self.towers)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        found = self._match(pixels, ids)
+        if self.thumbnail is None:
+            return found
+        error = objective.thumbnail_loss(self.thumbnail(self._sentences), pixels)
+        loss = found["loss"] + self.config.thumbnail_weight * error
+        return {**found, "loss": loss, "matching": found["loss"].detach(), "thumbnail": error.detach()}
+
+    def _keep_sentences(self, tower: nn.Module, given: Any, made: Any) -> None:
+        self._sentences = made.pooler_output
+
+    def _match(self, pixels: Tensor, ids: Tensor) -> dict[str, Tensor]:
         if self.config.losses == "contrastive":
             return self._contrast(*self.towers.pooled(pixels, ids))
         regions, images = self.towers.look(pixels)

@@ -27,7 +27,6 @@ BASE: dict[str, Any] = {
     "name": "ablations",
     "collect": {"world": {"pictures": 2700, "faults": False, "port": 8796}, "timeout_s": 10, "per_host": 64},
     "train": {
-        "precision": "fp32",  # the same numbers on every machine
         "text_encoder": {"images": 16_000},
         "autoencoder": {"images": 16_000},
         "denoiser": {"images": 16_000, "batch_size": 64},
@@ -57,6 +56,9 @@ VARIANTS: dict[str, Variant] = {
         "text encoder", "text encoder not pretrained",
         {"train.text_encoder.images": 1, "train.text_encoder.learning_rate": 1e-9, "train.text_encoder.muon_rate": 0.0},
     ),
+    "thumbnail": Variant(
+        "text encoder", "text encoder also draws 16 pixels from the caption", {"train.text_encoder.thumbnail": 16}
+    ),
     "epsilon": Variant("objective", "epsilon prediction, min-SNR 5", {_TRAIN + "objective": "epsilon"}),
     "v": Variant("objective", "v prediction, min-SNR 5, zero terminal SNR", {_TRAIN + "objective": "v"}),
     "adamw": Variant("optimiser", "AdamW alone, rate 0.001", {_TRAIN + "muon_rate": 0.0}),
@@ -80,7 +82,8 @@ VARIANTS: dict[str, Variant] = {
 
 def tree_of(variant: Variant, seed: int, root: Path) -> dict[str, Any]:
     """The recipe of a run, as plain values."""
-    tree: dict[str, Any] = json.loads(json.dumps(BASE)) | {"seed": seed, "run": {"root": str(root)}}
+    run = {"root": str(root), "launcher": "here"}  # many short trainings: none of them starts processes
+    tree: dict[str, Any] = json.loads(json.dumps(BASE)) | {"seed": seed, "run": run}
     tree["assess"]["guidance_scale"] = variant.guidance
     tree["serve"] = {"default_guidance": variant.guidance}  # a model that cannot be guided must not be asked to be
     for key, value in variant.changes.items():

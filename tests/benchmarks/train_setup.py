@@ -25,8 +25,14 @@ ROWS = 1536
 LIMIT_S = 900  # of one process
 
 
-def tree(root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, seed: int = 0) -> dict[str, Any]:
+def tree(
+    root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, seed: int = 0, threads: int = 1,
+    batch: int = BATCH,
+) -> dict[str, Any]:  # fmt: skip
     """The recipe of one training, with AdamW alone, as the rival has it.
+
+    Args:
+        batch: of a worker.
 
     Sample sheets are left out to save time: measuring is no part of the pace that a training reports.
     """
@@ -39,11 +45,11 @@ def tree(root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, see
             "autoencoder": {"channels": [32, 64, 64], "images": 16},
             "denoiser": {
                 "channels": [96, 192], "cross_attention": [False, True], "muon_rate": 0.0,
-                "batch_size": BATCH * workers, "images": BATCH * workers * steps,
+                "batch_size": batch * workers, "images": batch * workers * steps,
             },
         },
         "run": {
-            "root": str(root), "workers": workers, "threads_per_worker": 1, "zero_stage": zero_stage,
+            "root": str(root), "workers": workers, "threads_per_worker": threads, "zero_stage": zero_stage,
             "checkpoint_every_s": 1e6, "object_store_mb": 256, "sheet_images": 0,
         },
     }  # fmt: skip

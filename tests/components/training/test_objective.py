@@ -119,3 +119,13 @@ def test_schedule_rises_stays_and_falls() -> None:
 def test_psnr_of_known_errors() -> None:
     assert objective.psnr(torch.tensor(4.0)).item() == pytest.approx(0.0)
     assert objective.psnr(torch.tensor(0.004)).item() == pytest.approx(30.0)
+
+
+def test_the_best_thumbnail_of_a_caption_is_the_mean_of_its_pictures() -> None:
+    pixels = torch.rand(6, 3, 8, 8) * 2 - 1
+    small = pixels.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5))
+    assert objective.thumbnail_loss(small, pixels).item() == pytest.approx(0, abs=1e-12)
+    best = small.mean(0, keepdim=True).expand_as(small)
+    least = objective.thumbnail_loss(best, pixels)
+    assert least.item() == pytest.approx(small.var(0, correction=0).mean().item(), rel=1e-5)
+    assert objective.thumbnail_loss(best + 0.1, pixels) > least

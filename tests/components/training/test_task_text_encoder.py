@@ -85,6 +85,26 @@ def test_it_learns_to_find_held_out_pictures(dataset: Artifact, losses: str, tmp
     assert found["image_to_text_recall_at_10"]["value"] > chance and estimate["value"] > 0.02
 
 
+@pytest.mark.parametrize("losses", ["contrastive", "damsm"])
+def test_a_thumbnail_is_drawn_from_the_caption_alone(dataset: Artifact, losses: str, tmp_path: Path) -> None:
+    """It comes to look like the caption's picture and unlike another's, and is no part of what is kept."""
+    task = task_of(dataset.local(), losses)
+    task.config = task.config.model_copy(update={"thumbnail": 4})
+    module, seen = trained(task, 120)
+    assert np.mean([s["thumbnail"] for s in seen[-5:]]) < 0.5 * seen[0]["thumbnail"]
+    for scalars in seen:
+        total = scalars["matching"] + task.config.thumbnail_weight * scalars["thumbnail"]
+        assert scalars["loss"] == pytest.approx(total, rel=1e-4)
+    batch = task.batch(np.arange(24), slice(None), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = module.eval()(**batch)["thumbnail"]
+        others = module(batch["pixels"], batch["ids"].roll(1, 0))["thumbnail"]
+    assert own < 0.7 * others
+    module.finished().save_pretrained(tmp_path)
+    kept = load_clip(tmp_path).state_dict()
+    assert kept and not any("thumbnail" in name for name in kept)
+
+
 def test_gradients_flow_to_the_pixels_of_frozen_towers(dataset: Artifact) -> None:
     towers = Towers(task_of(dataset.local(), "both").build().towers.clip).eval().requires_grad_(False)
     pixels = torch.zeros(2, 3, 32, 32, requires_grad=True)  # a size that is not the tower's
@@ -175,5 +195,7 @@ def test_keys_without_effect_are_no_identity() -> None:
     plain = TextEncoder()
     assert TextEncoder(damsm_width=7, damsm_weight=3.0).identity() == plain.identity()
     assert TextEncoder(losses="both", damsm_width=7).identity() != TextEncoder(losses="both").identity()
+    assert TextEncoder(thumbnail_weight=3.0).identity() == plain.identity()
+    assert TextEncoder(thumbnail=16, thumbnail_weight=3.0).identity() != TextEncoder(thumbnail=16).identity()
     with pytest.raises(ValueError, match="fine_tune is true without a source"):
         TextEncoder(fine_tune=True)
