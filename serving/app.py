@@ -46,7 +46,7 @@ class Replica:
         apply_quiet_environment()
         import torch
 
-        torch.set_num_threads(recipe.run.threads_per_worker or 1)
+        torch.set_num_threads(recipe.run.threads_per_worker)
         replica = serve.get_replica_context().replica_id.unique_id
         self._parts = assemble(recipe, Path(home), registry, require_key, replica)
         self._parts.start()  # loads the champion there is, before the first request is let in
@@ -96,7 +96,7 @@ def application(recipe: Recipe, home: str, registry: str, *, require_key: bool =
             # In a local Ray, training reserves every core; serving shares them, or neither would start.
             "num_cpus": 0 if run.ray_address is None else 0.5,
             "num_gpus": run.gpus_per_worker,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.threads_per_worker or 1)}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(run.threads_per_worker)}},
         },
         health_check_period_s=5,
         health_check_timeout_s=120,  # busy cores are not a dead replica

@@ -35,7 +35,7 @@ class Run(Config):
     cpus: PositiveInt = 2  # of the machine, for a local Ray
     object_store_mb: PositiveInt = 512
     workers: PositiveInt = 2  # training workers
-    threads_per_worker: PositiveInt | None = None  # None: run.cpus shared out among the workers
+    threads_per_worker: PositiveInt = 1
     gpus_per_worker: float = Field(default=0.0, ge=0)
     gpu_memory_gb: float | None = Field(default=None, gt=0)  # of a worker's GPU, where this machine cannot see it
     price_per_device_hour: float | None = Field(default=None, ge=0)  # of a GPU or worker; None: no cost is shown
@@ -60,11 +60,6 @@ class Run(Config):
     max_replicas: PositiveInt | None = None  # as many as the load asks for, from run.replicas up; None: fixed
     release_to: Literal["champion", "challenger"] = "champion"  # where a pass leads while there is a champion
     schedule: str | None = None  # cron expression for `atelier watch --schedule`
-
-    @property
-    def threads(self) -> int:
-        """Of a worker."""
-        return self.threads_per_worker or max(1, self.cpus // self.workers)
 
     @model_validator(mode="after")
     def _replicas_agree(self) -> Run:

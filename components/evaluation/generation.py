@@ -130,7 +130,7 @@ def draw_all(
     progress = Progress("assess", total, "img", initial=done)
     latency = None if turn or (state / _LATENCY).exists() else "latency"
     if todo or latency:
-        arguments = (model, judge.artifact, run.threads)
+        arguments = (model, judge.artifact, run.threads_per_worker)
         for piece, result in spread(run, Worker, arguments, todo, len(todo), latency):
             if not isinstance(piece, Chunk):
                 write_bytes(str(state / _LATENCY), json.dumps(result, indent=2, sort_keys=True).encode())

@@ -191,7 +191,7 @@ def _looked(
                 here = here or {name: open_extractor(*found) for name, found in opened.items()}
                 yield contents, {name: extractor.arrays(pictures) for name, extractor in here.items()}
         return
-    count, threads = -(-most // _BATCH), run.threads
+    count, threads = -(-most // _BATCH), run.threads_per_worker
     for (contents, _), said in spread(run, Looker, (threads,), pieces, count, shared=packed(opened)):
         yield contents, said
 

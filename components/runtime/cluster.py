@@ -80,7 +80,7 @@ def ray_session(run: Run) -> Iterator[None]:
     address = address_of(run)
     # Ray's sockets live below this folder and a socket path may have 107 bytes: keep it short
     folder = None if address else tempfile.mkdtemp(prefix="atl-")
-    threads = str(run.threads)
+    threads = str(run.threads_per_worker)
     termination = signal.getsignal(signal.SIGTERM)
     try:
         options: dict[str, Any]

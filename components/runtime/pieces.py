@@ -58,7 +58,7 @@ def run_pieces(
     at_once = min(at_once, len(tables))
     taken: dict[str, Any] = {"num_cpus": min(1.0, run.cpus / at_once)}
     if as_worker:
-        taken = {"num_cpus": run.threads, "num_gpus": run.gpus_per_worker or None}
+        taken = {"num_cpus": run.threads_per_worker, "num_gpus": run.gpus_per_worker or None}
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and timings are not for users
     results = ray.data.from_arrow(tables).map_batches(

@@ -11,7 +11,6 @@ command again to go on after a kill, with any number of processes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -53,8 +52,7 @@ def _on_every_rank(chosen: argparse.Namespace, recipe: Recipe) -> int:
     from components.training.engine import joined_group
     from components.training.here import dismiss, follow
 
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks that torchrun started on this machine
-    torch.set_num_threads(recipe.run.threads_per_worker or max(1, recipe.run.cpus // here))
+    torch.set_num_threads(recipe.run.threads_per_worker)
     rank, _ = joined_group()
     if rank > 0:
         follow()

@@ -66,9 +66,9 @@ def check_workers(batch_size: int, run: Run, whole_batch: bool = False) -> None:
         TrainingError: see above.
     """
     local = run.launcher == "ray" and not address_of(run)
-    if local and run.gpus_per_worker == 0 and run.workers * run.threads > run.cpus:
+    if local and run.gpus_per_worker == 0 and run.workers * run.threads_per_worker > run.cpus:
         raise TrainingError(
-            f"{run.workers} workers of {run.threads} threads do not fit on run.cpus={run.cpus}",
+            f"{run.workers} workers of {run.threads_per_worker} threads do not fit on run.cpus={run.cpus}",
             expected="run.workers * run.threads_per_worker <= run.cpus",
             remedy="lower run.workers, or raise run.cpus",
         )
@@ -103,7 +103,7 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
     from components.training.failures import Failures
     from components.training.processor import KEEP_FREED_MEMORY
 
-    resources = {"CPU": float(run.threads)}
+    resources = {"CPU": float(run.threads_per_worker)}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
 
@@ -122,7 +122,7 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
 
     trainer = Trainer(
         _worker,
-        train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads},
+        train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads_per_worker},
         scaling_config=ScalingConfig(
             num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
             use_gpu=run.gpus_per_worker > 0,
