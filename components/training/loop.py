@@ -38,7 +38,10 @@ class Task(Protocol):
     name: str
 
     def build(self) -> nn.Module:
-        """The module, fresh or with the weights it starts from; ``forward(**batch)`` returns loss and scalars."""
+        """The module, fresh or with the weights it starts from; ``forward(**batch)`` returns loss and scalars.
+
+        A module may have ``fit_to(device)``, called once it is there, and ``enable_gradient_checkpointing()``.
+        """
         ...
 
     def open(self, module: nn.Module, device: torch.device) -> list[int]:

@@ -66,6 +66,8 @@ class Players:
         }
         self.device = next(iter(self.engines.values())).device
         module.to(self.device)  # what no turn owns
+        if callable(fit := getattr(module, "fit_to", None)):
+            fit(self.device)
         averaged = averaged_turns(module) if plan.ema_decay is not None else ()
         self.averages = {
             turn: Ema(self.engines[turn].layout.parts, plan.ema_decay or 0.0, plan.ema_length) for turn in averaged

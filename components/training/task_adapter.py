@@ -21,7 +21,7 @@ from components.contracts.errors import ArtifactError, TrainingError
 from components.contracts.recipe import Adapter, Denoiser
 from components.models.adapters import add_lora, save_lora
 from components.models.autoencoder import encode_moments, load_autoencoder
-from components.models.denoiser import fit_to, load_denoiser
+from components.models.denoiser import load_denoiser
 from components.models.text_encoder import load_text_tower, load_tokenizer, read_prompts
 from components.training import objective
 from components.training.personalize import part_of
@@ -46,6 +46,10 @@ class Personalise(nn.Module):
     def finished(self) -> Personalise:
         """Itself: see :meth:`save_pretrained`."""
         return self
+
+    def fit_to(self, device: torch.device) -> None:
+        """Choose what trains fastest on the device."""
+        self.denoise.fit_to(device)
 
     def save_pretrained(self, folder: Path, safe_serialization: bool = True) -> None:
         """Write the LoRA alone, as diffusers does; always as safetensors."""
@@ -82,8 +86,7 @@ class AdapterTask:
             Denoise(denoiser, objective_of(self.model)), self.config.prior_weight, pipeline_of(self.model)
         )
 
-    def open(self, module: Any, device: torch.device) -> list[int]:
-        fit_to(module.denoise.model, device)
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
         reader = _Reader(self.model, device)
         sides = {SUBJECT: reader.rows(self.subject)}
         if self.prior:

@@ -52,6 +52,10 @@ class Denoise(nn.Module):
         """The denoiser."""
         return self.model
 
+    def fit_to(self, device: torch.device) -> None:
+        """Choose what trains fastest on the device."""
+        denoisers.fit_to(self.model, device)
+
     def enable_gradient_checkpointing(self) -> None:
         """Compute the blocks' activations again in the backward pass, instead of keeping them."""
         self.model.enable_gradient_checkpointing()
@@ -121,8 +125,7 @@ class DenoiserTask:
             model = denoisers.make_denoiser(self.config, self.latent_channels, self.latent_size, width)
         return Denoise(model, self.config, features)
 
-    def open(self, module: Any, device: torch.device) -> list[int]:
-        denoisers.fit_to(module.model, device)
+    def open(self, module: nn.Module, device: torch.device) -> list[int]:
         tokenizer = encoders.load_tokenizer(self.tokenizer)
         captions = load_all_captions(self.dataset, tokenizer, self.split, self.sampled)
         ids, end = captions.ids, int(tokenizer.eos_token_id)

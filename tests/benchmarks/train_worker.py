@@ -31,6 +31,7 @@ def bare(task: Any, plan: Any) -> dict[str, Any]:
     torch.manual_seed(plan.seed)
     device = torch.device("cpu")
     module = task.build().train()
+    module.fit_to(device)
     weights = [p for p in module.parameters() if p.requires_grad]
     rate = plan.optimiser.adam_rate
     optimiser = torch.optim.AdamW(

@@ -12,12 +12,13 @@ import torch
 
 from components.contracts.recipe import Denoiser
 from components.data.world import WorldSpec
+from components.models.denoiser import make_denoiser
 from components.models.loading import copy_autoencoder, copy_text_encoder
 from components.models.text_encoder import load_text_tower, load_tokenizer, read_prompts
 from components.runtime.storage import Artifact, Store
 from components.training.encoding import Job, encode_piece
 from components.training.samples import load_captions, load_pictures, table
-from components.training.task_denoiser import DenoiserTask
+from components.training.task_denoiser import Denoise, DenoiserTask
 from components.training.texts import Job as TextJob
 from components.training.texts import encode_piece as encode_text_piece
 from tests.components.models.others import save_clip, save_dc, save_t5
@@ -158,3 +159,25 @@ def test_a_transformer_trains_alike_in_parts_and_shards(dataset: Artifact, parts
     assert len(curves[0]) == 4 and curves[0][0] != curves[0][-1]
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["unet", "dit"])
+def test_plain_attention_is_chosen_for_few_places_alone_and_predicts_the_same(family: str) -> None:
+    """On a processor; up to 256 places, whatever the family."""
+    unet = {"channels": (16, 32), "norm_groups": 4, "cross_attention": (False, True)}
+    shape = unet if family == "unet" else {"width": 32, "depth": 2, "patch": 1}
+    config = Denoiser.model_validate({"family": family, "heads": 2, **shape})
+    for side, plain in ((8, True), (32, False)):
+        torch.manual_seed(0)
+        module = Denoise(make_denoiser(config, 4, side, 16), config).eval()
+        for weight in module.parameters():  # some start at zero
+            weight.data.normal_(0, 0.1)
+        data, noise = torch.randn(2, 3, 4, side, side)
+        batch = (data, noise, torch.rand(3), torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool))
+        with torch.no_grad():
+            before = module(*batch)["loss"]
+            module.fit_to(torch.device("cpu"))
+            after = module(*batch)["loss"]
+        kinds = {type(p).__name__ for p in module.model.attn_processors.values()}
+        assert kinds == {"AttnProcessor" if plain else "AttnProcessor2_0"}
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
