@@ -19,6 +19,7 @@ from components.contracts.errors import ArtifactError, InputError
 from components.models.families import load_generator
 from components.models.pyfunc import DATA, Drawing, _load_pyfunc, loadable, requirements
 from components.runtime.cluster import quiet_environment
+from components.runtime.precision import name_of
 from components.runtime.storage import Artifact, Outcome, Store
 from components.runtime.tracking import Tracker
 from tests.components.models.families import save_diffusion, save_family
@@ -84,9 +85,12 @@ def test_a_clean_process_loads_the_version_and_draws(
     mine = load_generator(artifact.local() / "model").generate(
         ["a red star", "a blue circle"], [3, 4], steps=2, guidance_scale=2.0
     )
+    near = 2 if name_of("cpu") == "fp32" else 12  # of 255: these were drawn together, those one by one
     for i, picture in enumerate(mine):
         drawn = np.asarray(Image.open(tmp_path / f"{i}.png").convert("RGB"))
-        assert drawn.shape == picture.shape and np.abs(drawn.astype(int) - picture).max() <= 2, "prompt and seed tell"
+        assert drawn.shape == picture.shape and np.abs(drawn.astype(int) - picture).max() <= near, (
+            "prompt and seed tell"
+        )
 
 
 class Colours:
