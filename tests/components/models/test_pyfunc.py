@@ -85,7 +85,7 @@ def test_a_clean_process_loads_the_version_and_draws(
     mine = load_generator(artifact.local() / "model").generate(
         ["a red star", "a blue circle"], [3, 4], steps=2, guidance_scale=2.0
     )
-    near = 2 if name_of("cpu") == "fp32" else 12  # of 255: these were drawn together, those one by one
+    near = 2 if name_of("cpu") == "fp32" else 12  # of 255: these are drawn together, those were one by one
     for i, picture in enumerate(mine):
         drawn = np.asarray(Image.open(tmp_path / f"{i}.png").convert("RGB"))
         assert drawn.shape == picture.shape and np.abs(drawn.astype(int) - picture).max() <= near, (
