@@ -25,7 +25,7 @@ from pipelines.train import train
 def judge(ctx: Context, dataset: Artifact) -> Artifact:
     """The judge of ``dataset``: a CLIP trained apart from the models it judges, prompts, reference moments."""
     protocol = ctx.recipe.assess
-    eyes = ctx.recipe.train.text_encoder.model_copy(update={"losses": "contrastive"})
+    eyes = ctx.recipe.train.text_encoder.model_copy(update={"losses": "contrastive", "thumbnail": 0})
     clip = stages.train_text_encoder(
         ctx, dataset, None, "judge_clip", 1, eyes, protocol.judge_images, measure=measure_encoder
     )
