@@ -45,7 +45,8 @@ def thumbnail_loss(drawn: Tensor, pixels: Tensor) -> Tensor:
     Its optimum is the mean picture of a caption, ``E[x_0 | c]``: what :func:`flow_loss` asks of the denoiser at
     ``t = 1``, where nothing of the picture is left and the velocity is ``eps - E[x_0 | c]``.
     """
-    return F.mse_loss(drawn.float(), F.adaptive_avg_pool2d(pixels.float(), drawn.shape[-2:]))
+    height, width = drawn.shape[-2:]
+    return F.mse_loss(drawn.float(), F.adaptive_avg_pool2d(pixels.float(), (height, width)))
 
 
 def diffuse(data: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
