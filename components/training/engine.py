@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from components.runtime.precision import autocast, has_bf16
 from components.training.layout import Gatherer, Layout, layout_of, scatter, squares_of
 from components.training.means import Means, Optimiser, deepspeed_config
+from components.training.shared import attach
 
 __all__ = ["Engine", "Means", "Optimiser", "joined_group"]
 
@@ -84,6 +85,8 @@ class Engine:
             dist_init_required=False,
             config=deepspeed_config(optimiser, means, batch_size // means.accumulate, size),
         )[0]
+        if self.device.type == "cpu" and means.zero_stage < 3:
+            attach(self._engine, deepspeed.comm.comm.cdb)
         self._parameters = [p for _, p in named]
         for group in self._base.param_groups:
             if not group.get("use_muon"):
