@@ -53,6 +53,7 @@ class Clock:
         self._world = dist.get_world_size() if dist.is_initialized() else 1
         self._started = self._saved = self._read_at = time.monotonic()
         self._ended = self._started
+        self._paced = (self.first, self._started, 0.0)  # steps, moment and measuring that the mean pace leaves out
         self._waited = self._in_wait = self._apart = 0.0
         self._sums: dict[str, float] = dict(kept.get("sums", {}))
         self._count = int(kept.get("count", 0))
@@ -84,6 +85,7 @@ class Clock:
             self._peak, self._peak_from = peak_flops(device, self._plan.bf16)
         self._started = self._saved = self._read_at = self._ended = time.monotonic()
         self._window = (self.first, self._started, 0.0, 0.0)
+        self._paced = (self.first, self._started, 0.0)
 
     @property
     def seconds(self) -> float:
@@ -126,6 +128,8 @@ class Clock:
         """
         self._unread.append({key: value.detach().reshape(()) for key, value in scalars.items()})
         self._ended = time.monotonic()
+        if done == self.first + 1 < self._plan.steps:  # kernels are chosen, or compiled, in the first step
+            self._paced = (done, self._ended, self._apart)
         is_point = done % self._every == 0 or done == self._plan.steps
         if done < self._next_read and not is_point:
             return
@@ -162,7 +166,9 @@ class Clock:
             self._write(self._line)
         # of the steps: without the measuring between them, and without the last checkpoint
         here = max(self._ended - self._started - self._apart, 1e-9)
-        rate = (self._plan.steps - self.first) * self._plan.batch_size / here
+        done, moment, apart = self._paced
+        paced = max(self._ended - moment - (self._apart - apart), 1e-9)
+        rate = (self._plan.steps - done) * self._plan.batch_size / paced
         summary = {
             "steps": self._plan.steps,
             "images": self._plan.steps * self._plan.batch_size,

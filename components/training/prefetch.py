@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from components.training.processor import compute_alone
@@ -33,6 +34,8 @@ class Batches:
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
     def __enter__(self) -> Batches:
+        # torch takes the last thread's number of threads for one that has not computed yet: this one asks before
+        torch.get_num_threads()
         self._thread.start()
         return self
 

@@ -104,7 +104,7 @@ class SharedMemory:
 
 @lru_cache(maxsize=64)
 def _cuts(sizes: tuple[int, ...], world: int, room: int) -> list[list[list[Cut]]]:
-    """Tensors of these sizes one after the other, cut into fillings of ``room`` elements, and those into a share a rank.
+    """Tensors of these sizes in a row, cut into fillings of ``room`` elements, and those into a share for each rank.
 
     Returns:
         By filling and rank, the cuts of its share in order. Shares of a filling are equal, up to the last ones.

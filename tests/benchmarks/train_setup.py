@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BATCH = 32  # of a worker
+BATCH = 64  # of a worker
 ROWS = 1536
 LIMIT_S = 900  # of one process
 
 
 def tree(
     root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, seed: int = 0, threads: int = 1,
-    batch: int = BATCH,
+    compiled: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The recipe of one training, with AdamW alone, as the rival has it.
 
     Args:
-        batch: of a worker.
+        compiled: the U-Net by torch.compile.
 
     Sample sheets are left out to save time: measuring is no part of the pace that a training reports.
     """
@@ -45,11 +45,12 @@ def tree(
             "autoencoder": {"channels": [32, 64, 64], "images": 16},
             "denoiser": {
                 "channels": [96, 192], "cross_attention": [False, True], "muon_rate": 0.0,
-                "batch_size": batch * workers, "images": batch * workers * steps,
+                "batch_size": BATCH * workers, "images": BATCH * workers * steps,
             },
         },
         "run": {
             "root": str(root), "workers": workers, "threads_per_worker": threads, "zero_stage": zero_stage,
+            "compile": compiled,
             "checkpoint_every_s": 1e6, "object_store_mb": 256, "sheet_images": 0,
         },
     }  # fmt: skip

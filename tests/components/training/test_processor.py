@@ -55,3 +55,18 @@ def test_batches_are_made_on_one_thread_while_the_training_keeps_its_own() -> No
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+UNUSED = """
+import torch
+from components.training.prefetch import Batches
+with Batches(lambda step: {"x": torch.zeros(1)}, 0, 1) as batches:
+    batches.take(0)
+print(torch.get_num_threads())
+"""
+
+
+def test_threads_are_kept_also_by_a_process_that_has_not_computed_yet() -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    said = subprocess.run([sys.executable, "-c", UNUSED], env=env, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["2"]
