@@ -86,12 +86,15 @@ class SharedMemory:
     def all_gather(self, whole: Tensor, mine: Tensor) -> None:
         """Put every rank's ``mine`` ``[n]`` into ``whole`` ``[ranks * n]``, of which ``mine`` may be a view."""
         rows, own = whole.view(self._world, -1), mine.view(-1)
+        inside = rows[self._rank].data_ptr() == own.data_ptr()
         for start in range(0, len(own), _SLOT):
             slots, part = self._next(), slice(start, min(start + _SLOT, len(own)))
             size = part.stop - part.start
             slots[self._rank, :size].copy_(own[part])
             self._meet()
-            rows[:, part].copy_(slots[:, :size])
+            for r in range(self._world):
+                if r != self._rank or not inside:
+                    rows[r, part].copy_(slots[r, :size])
 
     def _next(self) -> Tensor:
         """The slots that nobody reads any more: all have met since they were read."""

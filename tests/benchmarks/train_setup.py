@@ -26,13 +26,9 @@ LIMIT_S = 900  # of one process
 
 
 def tree(
-    root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, seed: int = 0, threads: int = 1,
-    compiled: bool = False,
+    root: Path, workers: int = 1, zero_stage: int = 1, steps: int = 24, seed: int = 0, threads: int = 1
 ) -> dict[str, Any]:  # fmt: skip
     """The recipe of one training, with AdamW alone, as the rival has it.
-
-    Args:
-        compiled: the U-Net by torch.compile.
 
     Sample sheets are left out to save time: measuring is no part of the pace that a training reports.
     """
@@ -50,7 +46,6 @@ def tree(
         },
         "run": {
             "root": str(root), "workers": workers, "threads_per_worker": threads, "zero_stage": zero_stage,
-            "compile": compiled,
             "checkpoint_every_s": 1e6, "object_store_mb": 256, "sheet_images": 0,
         },
     }  # fmt: skip
