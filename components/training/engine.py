@@ -72,6 +72,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.device = torch.device(_device_name())
         self._means = means
+        self._limit = 0.0 if optimiser.muon_rate > 0 else optimiser.gradient_clip
         module.to(self.device).train()
         if means.compile:
             module.compile()
@@ -123,6 +124,8 @@ class Engine:
             self._engine.backward(scalars["loss"])
             if self._engine.is_gradient_accumulation_boundary():
                 self._measure_gradients()
+                if self._limit:  # AdamW scales gradients in the pass over them that it makes anyway
+                    self._base.grad_scale = (self.gradient_norm() / self._limit).clamp(min=1.0)
             self._engine.step()
             for key, value in scalars.items():
                 sums[key] = sums[key] + value.detach() if key in sums else value.detach()

@@ -50,7 +50,6 @@ def deepspeed_config(optimiser: Optimiser, means: Means, batch_size: int, size: 
         }  # fmt: skip
     else:
         kind = {"type": "AdamW", "params": {"lr": optimiser.adam_rate, **adam}}
-    clip = 0.0 if muon else optimiser.gradient_clip
     zero: dict[str, Any] = {
         "stage": stage,
         # one bucket for the whole of a small model: fewer, larger messages
@@ -62,13 +61,13 @@ def deepspeed_config(optimiser: Optimiser, means: Means, batch_size: int, size: 
     }
     if means.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    elif stage in (1, 2) and clip == 0:
-        zero["compute_grad_norm"] = False  # the engine above measures the norm, before Muon's steps take its place
+    elif stage in (1, 2):
+        zero["compute_grad_norm"] = False  # the engine measures the norm, before Muon's steps take its place, and clips
     return {
         "train_micro_batch_size_per_gpu": batch_size,
         "gradient_accumulation_steps": means.accumulate,
         "optimizer": kind,
-        "gradient_clipping": clip,
+        "gradient_clipping": 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
