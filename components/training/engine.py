@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from components.runtime.precision import autocast, has_bf16
 from components.training.layout import Gatherer, Layout, layout_of, scatter, squares_of
 from components.training.means import Means, Optimiser, deepspeed_config
-from components.training.shared import attach
+from components.training.shared import attach, detach
 
 __all__ = ["Engine", "Means", "Optimiser", "joined_group"]
 
@@ -86,7 +86,7 @@ class Engine:
             dist_init_required=False,
             config=deepspeed_config(optimiser, means, batch_size // means.accumulate, size),
         )[0]
-        if self.device.type == "cpu" and means.zero_stage < 3:
+        if means.zero_stage < 3:
             attach(self._engine, deepspeed.comm.comm.cdb)
         self._parameters = [p for _, p in named]
         for group in self._base.param_groups:
@@ -143,6 +143,9 @@ class Engine:
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the module and let go of its memory; nothing else may be called after this."""
+        import deepspeed
+
+        detach(deepspeed.comm.comm.cdb)
         self._engine.destroy()
         del self._engine
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.training.shared import bytes_of
 from components.training.turns import turns_of
 
 _FLOAT = 4  # bytes; weights, gradients, moments and averages are fp32
@@ -139,8 +140,9 @@ def fake_pass(
 
 
 def estimate(
-    found: Pass, *, zero_stage: int, workers: int, muon: bool, average: bool, offload: bool = False, accumulate: int = 1
-) -> Estimate:
+    found: Pass, *, zero_stage: int, workers: int, muon: bool, average: bool, offload: bool = False,
+    accumulate: int = 1, nearby: bool = False,
+) -> Estimate:  # fmt: skip
     """Bytes of a worker at the most, in a step.
 
     Args:
@@ -149,20 +151,27 @@ def estimate(
         average: a moving average is kept.
         offload: master weights and moments lie in host memory.
         accumulate: passes a step.
+        nearby: the workers are on the processor cores of one machine, see :mod:`components.training.shared`.
     """
     weights = found.parameters * _FLOAT
     moments = 2 * weights - (found.matrices * _FLOAT if muon else 0)
     averages = weights if average else 0
-    bucket = min(found.parameters, _BUCKET) * _FLOAT
+    fixed = found.frozen_bytes
+    if workers == 1 and zero_stage == 0:
+        bucket = 0  # nothing is exchanged
+    elif nearby and zero_stage < 3:
+        bucket, fixed = 0, fixed + bytes_of(found.parameters, workers)
+    else:
+        bucket = min(found.parameters, _BUCKET) * _FLOAT
     kept_gradients = weights if zero_stage < 2 else weights // workers
     during = found.peak_bytes + (kept_gradients if accumulate > 1 else 0)
     after = weights + bucket + (kept_gradients if zero_stage == 2 and bucket < weights else 0)
     step = max(during, after)
     if zero_stage == 0:
-        return Estimate(weights + moments + averages + found.frozen_bytes, step)
+        return Estimate(weights + moments + averages + fixed, step)
     cut = (weights + moments + averages) // workers  # master weights among them
     if zero_stage < 3:
-        fixed = weights + found.frozen_bytes
+        fixed += weights
     else:
         fixed = (2 * weights + found.frozen_bytes) // workers  # shards, and gradients of the same size
         step += min(found.parameters, _LIVE) * _FLOAT + found.largest * _FLOAT

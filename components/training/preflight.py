@@ -128,6 +128,7 @@ def _too_large(found: Report, way: str | None) -> TrainingError:
 
 def _reckon(probe: Probe, recipe: Recipe, known: dict[tuple[int, bool], Pass] | None = None) -> Report:
     """``known`` keeps passes that were reckoned, by samples and recomputing, for the next call."""
+    from components.runtime.cluster import address_of
     from components.training.memory import estimate
 
     run, section = recipe.run, getattr(recipe.train, probe.kind)
@@ -135,11 +136,13 @@ def _reckon(probe: Probe, recipe: Recipe, known: dict[tuple[int, bool], Pass] | 
     key = (samples, run.gradient_checkpointing)
     if key not in known:
         known[key] = _passed(probe, samples, recipe)
+    workers = run.min_workers or run.workers
     needed = estimate(
-        known[key], zero_stage=run.zero_stage, workers=run.min_workers or run.workers,
+        known[key], zero_stage=run.zero_stage if workers > 1 or run.offload == "cpu" else 0, workers=workers,
         muon=getattr(section, "muon_rate", 0.0) > 0, average=getattr(section, "ema_decay", None) is not None,
         offload=run.offload == "cpu" and run.gpus_per_worker > 0,
         accumulate=1 if probe.kind in COMPARES else run.accumulate,
+        nearby=run.gpus_per_worker == 0 and address_of(run) is None,
     )  # fmt: skip
     return Report(probe.kind, samples, known[key], needed, room_of(run))
 

@@ -1,4 +1,4 @@
-"""Means and gathers of the ranks of one machine through memory that they share, where gloo would send over loopback."""
+"""How ranks of one machine exchange gradients and weights: by memory that they share, where gloo takes loopback."""
 
 from __future__ import annotations
 
@@ -130,19 +130,30 @@ def _cuts(sizes: tuple[int, ...], world: int, room: int) -> list[list[list[Cut]]
     return fillings
 
 
+def bytes_of(elements: int, world: int) -> int:
+    """What slots take of memory, in each of ``world`` ranks that average so many elements."""
+    return 2 * world * 4 * min(elements, _SLOT)
+
+
 def attach(engine: Any, backend: Any) -> None:
-    """Have a DeepSpeed engine on processor cores average gradients and gather weights through shared memory, where its
-    ranks are on one machine. Every rank must call.
+    """Have a DeepSpeed engine average gradients and gather weights without a detour. Every rank must call.
+
+    A rank alone has nothing to average: DeepSpeed would flatten all gradients, send them nowhere and copy them back.
+    Several ranks on the processor cores of one machine go through shared memory.
 
     Args:
         engine: of ZeRO stage 0, 1 or 2; stage 3 sends while it computes, which is left to gloo.
         backend: DeepSpeed's communication, ``deepspeed.comm.comm.cdb``.
     """
-    vars(backend).pop("all_gather_into_tensor", None)  # of a training before
-    memory = SharedMemory.join() if dist.get_world_size() > 1 else None
+    owner = engine.optimizer if hasattr(engine.optimizer, "allreduce_no_retain") else engine
+    if dist.get_world_size() == 1:
+        if owner is engine:
+            engine.allreduce_no_retain = lambda *_, **__: None
+        return
+    memory = SharedMemory.join() if engine.device.type == "cpu" else None
     if memory is None:
         return
-    owner = engine.optimizer if hasattr(engine.optimizer, "allreduce_no_retain") else engine
+    detach(backend)
     stock_average, stock_gather = owner.allreduce_no_retain, backend.all_gather_into_tensor
 
     def plain(*tensors: Tensor) -> bool:
@@ -164,6 +175,11 @@ def attach(engine: Any, backend: Any) -> None:
         return memory.all_gather(output_tensor, input_tensor)
 
     owner.allreduce_no_retain, backend.all_gather_into_tensor = allreduce_no_retain, all_gather_into_tensor
+
+
+def detach(backend: Any) -> None:
+    """Leave gathers to DeepSpeed's own communication again, and let go of the memory."""
+    vars(backend).pop("all_gather_into_tensor", None)
 
 
 def _machine() -> str | None:

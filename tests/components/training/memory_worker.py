@@ -59,7 +59,9 @@ def _measure(stage: int, muon: bool) -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the peak of what follows
     for _ in range(2):
         players.step(batch(BATCH), 1.0)
-    return _status("VmHWM") - before
+    peak = _status("VmHWM") - before
+    players.close()
+    return peak
 
 
 if __name__ == "__main__":
