@@ -81,7 +81,7 @@ class SharedMemory:
             self._meet()
             for r, (part, share) in enumerate(zip(parts, pieces, strict=True)):
                 if share:
-                    torch._foreach_copy_(share, part[r].split(sizes[r]))
+                    torch._foreach_copy_(share, torch.split(part[r], sizes[r]))
 
     def all_gather(self, whole: Tensor, mine: Tensor) -> None:
         """Put every rank's ``mine`` ``[n]`` into ``whole`` ``[ranks * n]``, of which ``mine`` may be a view."""
