@@ -66,7 +66,7 @@ VARIANTS: dict[str, Variant] = {
         "optimiser", "AdamW alone, rate 0.003", {_TRAIN + "muon_rate": 0.0, _TRAIN + "learning_rate": 3e-3}
     ),
     "ema-none": Variant("moving average", "no moving average", {_TRAIN + "ema_decay": 0.0}),
-    "ema-long": Variant("moving average", "EMA 0.9995", {_TRAIN + "ema_decay": 0.9995}),
+    "ema-power": Variant("moving average", "power-function average, relative length 0.1", {_TRAIN + "ema_length": 0.1}),
     "dropout-0-plain": Variant(
         "caption dropout", "no dropout, without guidance", {_TRAIN + "caption_dropout": 0.0}, 1.0
     ),
