@@ -40,7 +40,6 @@ QUIET = {
 ONE_MACHINE = {  # of Ray Train: nobody takes this machine away, and its workers answer at once
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "LOG_NAME_UPDATE_INTERVAL_S": "60",  # of the log monitor, which has nobody to tell: it took 3% of a core
 }
 
 
@@ -102,11 +101,11 @@ def ray_session(run: Run) -> Iterator[None]:
             }
         try:
             _check_listening(address)  # Ray itself would try for minutes
-            ray.init(
-                **options,
-                log_to_driver=os.environ.get("ATELIER_DEBUG") == "1",
-                logging_level="ERROR",
-            )
+            told = os.environ.get("ATELIER_DEBUG") == "1"
+            ray.init(**options, log_to_driver=told, logging_level="ERROR")
+            if not address and not told:
+                # it reads every log ten times a second, and has nobody to tell: up to 3% of a core
+                ray._private.worker._global_node.kill_log_monitor()
         except Exception as error:
             raise RuntimeUnavailable(
                 f"Ray cannot be {'joined at ' + address if address else 'started'}: {str(error).splitlines()[0]}",

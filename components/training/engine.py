@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from components.runtime.precision import autocast, has_bf16
 from components.training.layout import Gatherer, Layout, layout_of, scatter, squares_of
 from components.training.means import Means, Optimiser, deepspeed_config
-from components.training.shared import attach, detach
+from components.training.neighbours import attach
 
 __all__ = ["Engine", "Means", "Optimiser", "joined_group"]
 
@@ -86,8 +86,7 @@ class Engine:
             dist_init_required=False,
             config=deepspeed_config(optimiser, means, batch_size // means.accumulate, size),
         )[0]
-        if means.zero_stage < 3:
-            attach(self._engine, deepspeed.comm.comm.cdb)
+        self._memory = attach(self._engine, deepspeed.comm.comm.cdb) if means.zero_stage < 3 else None
         self._parameters = [p for _, p in named]
         for group in self._base.param_groups:
             if not group.get("use_muon"):
@@ -99,6 +98,7 @@ class Engine:
         self._moments = Gatherer(self._adam, self.shapes, self.device)
         self._momenta = Gatherer(self.layout.momenta, self.shapes, self.device)
         self._squares: Tensor | None = None
+        self._norm: Tensor | None = None
         self._watch_gradients()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ class Engine:
         for group, rate in zip(self._base.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         sums: dict[str, Tensor] = {}
-        self._squares = None
+        self._squares = self._norm = None
         for part in _parts(batch, self._means.accumulate):
             scalars = self(part)
             self._engine.backward(scalars["loss"])
@@ -143,19 +143,20 @@ class Engine:
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the module and let go of its memory; nothing else may be called after this."""
-        import deepspeed
-
-        detach(deepspeed.comm.comm.cdb)
         self._engine.destroy()
         del self._engine
+        if self._memory:
+            self._memory.close()
 
     def gradient_norm(self) -> Tensor:
         """Norm of the last step's gradient over all parameters and ranks, before clipping. Every rank must call."""
-        mine = self._squares if self._squares is not None else torch.zeros(())
-        squares = mine.to(self.device, torch.float32).clone()
-        if self._means.zero_stage > 0:  # else every rank has all of it
-            dist.all_reduce(squares)
-        return squares.sqrt()
+        if self._norm is None:
+            mine = self._squares if self._squares is not None else torch.zeros(())
+            squares = mine.to(self.device, torch.float32).reshape(1).clone()
+            if self._means.zero_stage > 0:  # else every rank has all of it
+                (self._memory.sum if self._memory else dist.all_reduce)(squares)
+            self._norm = squares.sqrt().squeeze()
+        return self._norm
 
     def gather(self, parts: Sequence[Tensor]) -> dict[str, Tensor] | None:
         """Whole tensors by name, on rank 0, of values that lie as ``layout.parts`` do. Every rank must call."""
@@ -169,6 +170,8 @@ class Engine:
 
     def show(self, parts: Sequence[Tensor]) -> None:
         """Put values that lie as ``layout.parts`` do into the weights that the forward uses. Every rank must call."""
+        import deepspeed
+
         stage, optimizer = self._means.zero_stage, self._engine.optimizer
         if stage == 0:
             torch._foreach_copy_([p.data for p in self._parameters], list(parts))
@@ -180,10 +183,12 @@ class Engine:
                 whole[0].partition(whole)  # else they count as there, and are not gathered anew
                 whole[0].all_gather(whole)
             return
-        for slots, part in zip(optimizer.parallel_partitioned_bit16_groups, parts, strict=True):
+        dist.barrier()  # where ranks share the weights, none may still read them
+        groups = zip(optimizer.bit16_groups_flat, optimizer.parallel_partitioned_bit16_groups, parts, strict=True)
+        for flat, slots, part in groups:
             mine = slots[dist.get_rank()]
             mine.copy_(part)
-            dist.all_gather([slot.data for slot in slots], mine.data.clone())
+            deepspeed.comm.all_gather_into_tensor(flat, mine)
 
     def moments(self) -> dict[str, Tensor] | None:
         """The optimiser's state, whole, as ``exp_avg/<parameter>`` and so on; on rank 0. Every rank must call."""
@@ -246,6 +251,7 @@ class Engine:
     def _add(self, squares: Tensor | None) -> None:
         if squares is not None:
             self._squares = squares if self._squares is None else self._squares + squares
+            self._norm = None
 
 
 def _parts(batch: Mapping[str, Tensor], count: int) -> Iterator[Mapping[str, Tensor]]:
@@ -268,6 +274,7 @@ def _fit_to_this_project(compiled: bool) -> None:
         # Newton-Schulz and a shared-memory kernel, which training does not use, would be compiled by a C++
         # compiler at the first step of a process: that takes longer than a short training
         torch._dynamo.config.disable = not compiled
+        deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD  # a group of its own is a thread more that gloo polls on
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not has_bf16("cpu") and not torch.cuda.is_available():
         original_muon.ns_compute_dtype = lambda ns_method="standard": torch.float32  # it takes bf16 for granted

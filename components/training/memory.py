@@ -165,11 +165,12 @@ def estimate(
         bucket = min(found.parameters, _BUCKET) * _FLOAT
     kept_gradients = weights if zero_stage < 2 else weights // workers
     during = found.peak_bytes + (kept_gradients if accumulate > 1 else 0)
-    after = weights + bucket + (kept_gradients if zero_stage == 2 and bucket < weights else 0)
+    after = weights + bucket + (kept_gradients if zero_stage == 2 and 0 < bucket < weights else 0)
     step = max(during, after)
     if zero_stage == 0:
         return Estimate(weights + moments + averages + fixed, step)
-    cut = (weights + moments + averages) // workers  # master weights among them
+    alone = offload or zero_stage == 3 or not nearby  # master weights; else the weights serve as such
+    cut = (weights * alone + moments + averages) // workers
     if zero_stage < 3:
         fixed += weights
     else:

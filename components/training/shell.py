@@ -7,6 +7,7 @@ run's root on shared storage, or let ``run.checkpoints`` name a URL that all nod
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -20,6 +21,9 @@ from components.training.far import fetch
 from components.training.following import Listener, following
 
 _SUMMARY = "summary.json"
+_OF_RAY_DATA = (  # name and namespace
+    ("datasets_stats_actor", "_dataset_stats_actor"), ("AutoscalingCoordinator", "AutoscalingCoordinator"),
+)  # fmt: skip
 
 
 def run_training(task: Any, plan: Any, folder: Path, run: Run, listener: Listener | None = None) -> dict[str, Any]:
@@ -47,6 +51,8 @@ def run_training(task: Any, plan: Any, folder: Path, run: Run, listener: Listene
                 train_here(task, plan, folder)
         else:
             with ray_session(run), following(task.name, plan, folder, listener):
+                if not address_of(run):
+                    _end_idle_actors()
                 _fit(task, plan, folder, run)
         if url:
             fetch(url, folder)
@@ -120,6 +126,13 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Python's handler in place; the workers end with the session."""
 
+        def _initialize_and_run_controller(self, *, scaling_policy: Any, **kwargs: Any) -> Any:
+            if not address_of(run) and not run.min_workers:
+                from components.training.placing import OneMachine
+
+                scaling_policy = OneMachine(self.scaling_config)
+            return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **kwargs)
+
     trainer = Trainer(
         _worker,
         train_loop_config={"task": task, "plan": plan, "folder": str(folder), "threads": run.threads_per_worker},
@@ -141,6 +154,18 @@ def _fit(task: Any, plan: Any, folder: Path, run: Run) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         raise _explained(error, task.name) from error
+
+
+def _end_idle_actors() -> None:
+    """Those that Ray Data left in this machine's Ray: each is a process that wakes a hundred times a second.
+
+    Ray Data makes them anew where it finds none.
+    """
+    import ray
+
+    for name in _OF_RAY_DATA:
+        with contextlib.suppress(ValueError):  # there is none
+            ray.kill(ray.get_actor(*name))
 
 
 def _worker(config: dict[str, Any]) -> None:

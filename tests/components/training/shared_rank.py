@@ -18,25 +18,38 @@ SIZES = (5, 0, 1, 1003, 70_001, 12)  # some cross a filling, one crosses several
 
 
 def compare(memory: shared.SharedMemory) -> str:
-    """Both ways, a few times; a digest of what came out."""
+    """Everything a few times; a digest of what all ranks should have alike."""
     rank, world, digest = dist.get_rank(), dist.get_world_size(), hashlib.sha256()
     draws = torch.Generator().manual_seed(rank)
-    for _ in range(3):
+    for turn in range(3):
         mine = [torch.randn(size, generator=draws) for size in SIZES]
         theirs = [tensor.clone() for tensor in mine]
-        memory.average(mine)
-        for tensor in theirs:
-            dist.all_reduce(tensor)
-        for found, expected in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(found, expected / world)
-            digest.update(found.numpy().tobytes())
-        whole = torch.randn(world * 40_003, generator=draws)
-        own = whole.view(world, -1)[rank]  # as DeepSpeed's parts lie
-        expected = torch.empty_like(whole)
-        dist.all_gather_into_tensor(expected, own.clone())
-        memory.all_gather(whole, own)
-        assert torch.equal(whole, expected)
-        digest.update(whole.numpy().tobytes())
+        # by turns: everyone wants all, and each tensor is wanted by one rank or by two neighbours
+        readers = None if turn == 0 else [tuple(sorted({i % world, (i + turn - 1) % world})) for i in range(len(SIZES))]
+        memory.average(mine, readers)
+        for i, (found, expected) in enumerate(zip(mine, theirs, strict=True)):
+            dist.all_reduce(expected)
+            if readers is None or rank in readers[i]:
+                torch.testing.assert_close(found, expected / world)
+            if readers is None:
+                digest.update(found.numpy().tobytes())
+            elif len(readers[i]) > 1:  # the same bits where there are several
+                here = found if rank == readers[i][0] else torch.empty_like(found)
+                dist.broadcast(here, readers[i][0])
+                assert rank not in readers[i] or torch.equal(here, found)
+        number = torch.randn(1, generator=draws)
+        expected = number.clone()
+        dist.all_reduce(expected)
+        memory.sum(number)
+        torch.testing.assert_close(number, expected)
+        digest.update(number.numpy().tobytes())
+        common = shared.allocate(world * 5000)
+        assert common is not None
+        common.view(world, -1)[rank] = torch.arange(5000.0) + rank
+        memory.meet()
+        expected = torch.cat([torch.arange(5000.0) + r for r in range(world)])
+        assert torch.equal(common, expected)
+    memory.close()
     return f"same {digest.hexdigest()}"
 
 

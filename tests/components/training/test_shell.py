@@ -60,6 +60,38 @@ def test_a_killed_worker_costs_what_came_after_the_last_checkpoint(ray_there: No
 
 @pytest.mark.integration
 @pytest.mark.slow
+def test_a_training_here_has_no_processes_beside_it_that_serve_nothing(ray_there: None, tmp_path: Path) -> None:
+    """Ray Data's are ended, and made anew by it; Ray Train's are not started; nobody reads the logs."""
+    import ray
+
+    assert len(ray.data.range(4).map(lambda row: row).take_all()) == 4
+    left = when(lambda: {"_StatsActor", "_AutoscalingCoordinatorActor"} <= _actors(), lambda: None)
+    left.join()
+    assert {"_StatsActor", "_AutoscalingCoordinatorActor"} <= _actors()
+    seen: set[str] = set()
+    watcher = when(lambda: step_of(tmp_path) >= 2, lambda: seen.update(_actors(), _commands()))
+    run_training(Tiny(pause_s=0.3), OFTEN, tmp_path, RUN)
+    watcher.join()
+    assert {"RayTrainWorker", "SynchronizationActor"} <= seen, "nothing was seen of the training"
+    assert not {"_StatsActor", "_AutoscalingCoordinatorActor", "log_monitor.py"} & seen
+    assert len(ray.data.range(4).map(lambda row: row).take_all()) == 4
+
+
+def _actors() -> set[str]:
+    """Names of the actors that this machine's Ray runs, without their methods."""
+    return {
+        name.removeprefix("ray::").partition(".")[0].split()[0]
+        for child in psutil.Process().children(recursive=True)
+        if (name := " ".join(child.cmdline())).startswith("ray::")
+    }
+
+
+def _commands() -> set[str]:
+    return {Path(part).name for child in psutil.Process().children(recursive=True) for part in child.cmdline()}
+
+
+@pytest.mark.integration
+@pytest.mark.slow
 def test_refusals_are_final_and_other_errors_are_tried_again(ray_there: None, tmp_path: Path) -> None:
     (ids := tmp_path / "ids").mkdir()
     (folder := tmp_path / "spoilt").mkdir()
