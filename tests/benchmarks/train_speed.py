@@ -1,10 +1,9 @@
 """Four figures of the training step, from runs that take turns:
 
-* ours on one process of two threads, by the core loop: DeepSpeed, latents and text states made beforehand
+* ours as the stage trains, through Ray Train, DeepSpeed and MLflow, latents and text states made beforehand: one worker
+  of two threads, one worker of one thread, and two of those
 * the rival, one process of two threads, as its script runs
-* the first one once more through Ray Train and MLflow
-* through Ray Train and MLflow: one worker of one thread, and two of them
-* the same task in plain PyTorch, one process of one thread
+* the same task as ours in plain PyTorch, one process of one thread
 
 Of every run the first step is left out, in which kernels are chosen.
 """
@@ -21,7 +20,7 @@ from tests.benchmarks.harness import Row, limit, paired
 from tests.benchmarks.train_setup import BATCH, Parts, cpu_session, make_parts, process
 
 STEPS = 24
-SIDES = ("ours", "rival", "ray", "one", "bare", "two")
+SIDES = ("ours", "rival", "one", "bare", "two")
 RIVAL = "diffusers' train_text_to_image, encoding online"
 FIGURES = (
     "img/s of a latent diffusion step", "overhead of Ray, DeepSpeed and tracking", "share of time waiting for data",
@@ -38,11 +37,10 @@ def rows(runs: int = 5) -> list[Row]:
             model = _stock_folder(parts, root / "stock")
             found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
             for turn in range(runs):
-                found["ours"].append(_apart("core", parts, turn, root, threads=2))
+                found["ours"].append(_ours(parts, turn, threads=2))
                 found["rival"].append(_rival(model, parts))
-                found["ray"].append(_ours(parts, turn, threads=2))
                 found["one"].append(_ours(parts, 100 + turn))
-                found["bare"].append(_apart("bare", parts, turn, root))
+                found["bare"].append(_bare(parts, turn, root))
                 found["two"].append(_ours(parts, 200 + turn, workers=2))
                 speeds = {side: round(values[-1]["images_per_second"], 1) for side, values in found.items()}
                 print(f"  run {turn + 1} of {runs}: {speeds} img/s", flush=True)
@@ -64,9 +62,7 @@ def _judged(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
         paired(
             FIGURES[0], "img/s", speed["ours"], RIVAL, speed["rival"], 1.5,
             note=f"U-Net of blocks 96-192 on 8x8x4 latents, batch {BATCH}, {precision}, AdamW, moving average, {STEPS} "
-            "steps a run, one process of two threads on both sides, ours by the core loop (components.training.main). "
-            f"Through Ray Train and MLflow it makes {_middle(speed['ray'])} img/s in the same turns: what Ray does "
-            "beside it takes turns with the two threads. "
+            "steps a run, one process of two threads on both sides, ours by Ray Train, DeepSpeed and MLflow. "
             f"Processor time a picture: {1000 * spent:.1f} ms of the rival, {1000 * bare:.1f} ms of the same step of "
             "ours in plain PyTorch on one thread; weights and arithmetic of the U-Net are the same on both sides.",
         ),
@@ -91,11 +87,11 @@ def _ours(parts: Parts, seed: int, **kwargs: Any) -> dict[str, Any]:
     return {**facts, "starting": facts["seconds"] - facts["training_seconds"]}
 
 
-def _apart(kind: str, parts: Parts, turn: int, root: Path, threads: int = 1) -> dict[str, Any]:
-    """What the training is that the stage would make, by ``kind`` of :mod:`tests.benchmarks.train_worker`."""
+def _bare(parts: Parts, turn: int, root: Path) -> dict[str, Any]:
+    """The training that the stage would make, in plain PyTorch (:mod:`tests.benchmarks.train_worker`)."""
     # another seed than those of the stage's runs, whose artifacts are there
-    job = parts.job(parts.context(steps=STEPS, seed=1000 * threads + turn, threads=threads), root / "job.pickle")
-    return process("tests.benchmarks.train_worker", kind, str(job), threads=threads)
+    job = parts.job(parts.context(steps=STEPS, seed=1000 + turn), root / "job.pickle")
+    return process("tests.benchmarks.train_worker", "bare", str(job))
 
 
 def _rival(model: Path, parts: Parts) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""One process of the training benchmarks: ``python -m tests.benchmarks.train_worker core|bare|memory JOB OUT``.
+"""One process of the training benchmarks: ``python -m tests.benchmarks.train_worker bare|memory JOB OUT``.
 
 * ``bare``: the task of JOB in plain PyTorch, with neither engine nor clock nor checkpoints: what the others are
   measured against. The same samples, module, AdamW (fused), clipping and moving average.
-* ``core``: ``components.training.loop`` on one process, without Ray and MLflow.
-* ``memory``: the same as one rank of a group (``RANK``, ``WORLD_SIZE``), and the bytes of its optimiser's state.
+* ``memory``: ``components.training.loop`` on one rank of a group (``RANK``, ``WORLD_SIZE``), without Ray and MLflow,
+  and the bytes of its optimiser's state.
 """
 
 from __future__ import annotations
@@ -59,14 +59,6 @@ def bare(task: Any, plan: Any) -> dict[str, Any]:
     return {"images_per_second": images / seconds, "processor_seconds": time.process_time() - spent}
 
 
-def core(task: Any, plan: Any) -> dict[str, Any]:
-    """The loop's summary."""
-    from components.training.loop import train
-
-    with tempfile.TemporaryDirectory() as folder:
-        return train(task, plan, Path(folder))
-
-
 class Weighed:
     """A task that weighs the optimiser's state once steps have been made; everything else is the task's."""
 
@@ -101,11 +93,14 @@ def memory(task: Any, plan: Any) -> dict[str, Any]:
     """Bytes of the optimiser's state on this rank, and the number of weights."""
     import torch.distributed as dist
 
+    from components.training.loop import train
+
     dist.init_process_group("gloo", init_method=f"file://{os.environ['GROUP_FILE']}",
                             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))  # fmt: skip
     weights = sum(p.numel() for p in task.build().parameters() if p.requires_grad)
     weighed = Weighed(task, plan.steps)
-    core(weighed, plan)
+    with tempfile.TemporaryDirectory() as folder:
+        train(weighed, plan, Path(folder))
     return {"bytes": weighed.found, "weights": weights}
 
 
@@ -115,7 +110,7 @@ def main(kind: str, job: str, out: str) -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     task, plan = pickle.loads(Path(job).read_bytes())  # our own file, written a moment ago
-    Path(out).write_text(json.dumps({"bare": bare, "core": core, "memory": memory}[kind](task, plan)))
+    Path(out).write_text(json.dumps({"bare": bare, "memory": memory}[kind](task, plan)))
 
 
 if __name__ == "__main__":
