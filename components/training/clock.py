@@ -155,7 +155,9 @@ class Clock:
                 self._sheet(done)
         else:
             self._sheet(done)
-        self._apart += time.monotonic() - began
+        spent = time.monotonic() - began
+        self._apart += spent
+        self._ended += spent  # else the look after the last step would be taken off the steps before it
         if self._line is not None:
             self._write({**self._line, **{k: round(v, 6) for k, v in found.items()}})
             self._line = None

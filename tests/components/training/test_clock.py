@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,23 @@ def test_measuring_shows_much_and_changes_no_weight(tmp_path: Path) -> None:
     theirs = checkpoint.final_weights(plain)
     assert all(torch.equal(w, theirs[k]) for k, w in checkpoint.final_weights(watched).items())
     assert all(not {"pace", "seconds"} & p.keys() for p in without_pace(curve))
+
+
+@dataclass
+class Slow(Watched):
+    """Draws for far longer than it trains."""
+
+    def sheet(self, module: nn.Module, count: int) -> tuple[npt.NDArray[np.uint8], list[str]]:
+        time.sleep(0.5)
+        return super().sheet(module, count)
+
+
+def test_a_look_after_the_last_step_is_not_taken_off_the_steps(tmp_path: Path) -> None:
+    began = time.monotonic()
+    summary = train(Slow(), replace(MEASURED, images=8), tmp_path)
+    wall = time.monotonic() - began
+    assert 0 <= summary["waiting_share"] < 1 and summary["measuring_share"] >= 0.5 / wall
+    assert 0 < summary["images_per_second"] < 1e6
 
 
 @dataclass
